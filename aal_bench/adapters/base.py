@@ -1,0 +1,45 @@
+"""What an adapter does for the runner: data, model, objective, training, stages, figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from aal_bench.adapters.attack_stage import Fooled, Saved
+from aal_bench.config import Run
+from aal_bench.evidence import Evidence
+from aal_bench.methods.base import Method, Objective
+
+
+class Adapter(Protocol):
+    """One task family. It is the only place that knows a toolkit's data and training loop."""
+
+    run: Run
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of the test pixels as fed and of the labels."""
+        ...
+
+    def build(self) -> nn.Module:
+        """The task's network, randomly initialised from the run's seed, before any surgery."""
+        ...
+
+    def objective(self, model: nn.Module) -> Objective:
+        """The loss that training and attacks share."""
+        ...
+
+    def fit(self, method: Method, model: nn.Module, folder: Path) -> Any:
+        """Train; resumes from the folder's checkpoint where there is one."""
+        ...
+
+    def new_evidence(self) -> Evidence:
+        """An empty table of the units to evaluate."""
+        ...
+
+    def run_stage(
+        self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved
+    ) -> None:
+        """Attack what `evidence` still lacks of stage `name`; `saved` after every batch."""
+        ...

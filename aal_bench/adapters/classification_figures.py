@@ -1,0 +1,107 @@
+"""The pictures of a classification run: curves, the selective attack, accuracy against eps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from aal_bench import figures
+from aal_bench.aal.attention import has_gate
+from aal_bench.aal.kernels import upsample
+from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
+from aal_bench.evidence import wilson
+from aal_bench.methods.base import Batch, Method
+
+if TYPE_CHECKING:
+    from aal_bench.adapters.classification import Classification
+
+SHOWN = 5
+"""Images in the picture of the selective attack."""
+MEASURED = 200
+"""Images on the curve of accuracy against eps: a picture, not a result."""
+MULTIPLES = (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)
+"""Budgets of that curve in units of the task's eps."""
+
+
+def draw(adapter: Classification, method: Method, model: nn.Module, folder: Path) -> list[str]:
+    """Draw into ``figures/``; returns the paths relative to `folder`."""
+    target = folder / "figures"
+    target.mkdir(exist_ok=True)
+    drawn: list[str] = []
+    rows = _rows(folder / "metrics.jsonl")
+    if rows:
+        figures.training_curves(rows, target / "training.png")
+        drawn.append("figures/training.png")
+    if has_gate(model) and hasattr(method, "association"):
+        _selective(adapter, method, model, target / "selective_attack.png")
+        drawn.append("figures/selective_attack.png")
+    if adapter.task.threat.norm == "Linf":
+        _against_eps(adapter, model, target / "accuracy_eps.png")
+        drawn.append("figures/accuracy_eps.png")
+    return drawn
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _images(adapter: Classification, count: int) -> tuple[Tensor, Tensor]:
+    order = torch.arange(min(count, len(adapter.test)))
+    device = torch.device(adapter.run.device)
+    batches = adapter.test.batches(
+        order, len(order), augment="none", pad=0, seed=0, device=device
+    )
+    images = next(iter(batches))
+    return images.x, images.y
+
+
+def _selective(adapter: Classification, method: Any, model: nn.Module, path: Path) -> None:
+    """The paper's Fig. 3 from the method's own attack on test images, for the eye only."""
+    x, y = _images(adapter, SHOWN)
+    lr = adapter.task.train.lr
+    batch = Batch(x=x, targets=y, idx=torch.arange(len(x)), progress=1.0, lr=lr)
+    torch.manual_seed(0)
+    x_adv = method.attack(model, batch, adapter.objective(model)).detach()
+    found = method.association
+    size = (x.shape[-2], x.shape[-1])
+    arrays = (x, upsample(found.M, size), upsample(found.Ma, size), found.K, x_adv - x, x_adv)
+    figures.selective_attack(
+        *(value.detach().float().cpu().numpy() for value in arrays),
+        path=path,
+        eps=adapter.task.threat.radius,
+    )
+
+
+def _against_eps(adapter: Classification, model: nn.Module, path: Path) -> None:
+    x, y = _images(adapter, MEASURED)
+    radius, steps = adapter.task.threat.radius, adapter.task.attack.steps
+    budgets = [multiple * radius for multiple in MULTIPLES if multiple * radius <= 1]
+    objective = adapter.objective(model)
+
+    def inner(x_adv: Tensor) -> Tensor:
+        return objective(x_adv, y, reduction="sum")
+
+    names = ("FGSM", f"PGD-{steps}")
+    correct: dict[str, list[int]] = {name: [] for name in names}
+    for eps in budgets:
+        torch.manual_seed(0)
+        with attacking(model, bn="eval"):
+            one = linf_pgd(inner, x, x, eps, eps, 1)
+            many = linf_pgd(inner, x, uniform_start(x, eps), eps, eps / 4, steps)
+        with torch.no_grad():
+            for name, x_adv in zip(names, (one, many), strict=True):
+                correct[name].append(int((model(x_adv).argmax(1) == y).sum()))
+    n = len(y)
+    curves = {}
+    for name, counts in correct.items():
+        low, high = zip(*(wilson(k, n) for k in counts), strict=True)
+        curves[name] = figures.Curve([k / n for k in counts], low, high)
+    figures.accuracy_against_eps(
+        budgets, curves, path, radius, chance=1 / adapter.task.data.classes
+    )

@@ -1,0 +1,127 @@
+"""A result's numbers beside what was claimed and published for the same question. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aal_bench.config import Task
+from aal_bench.leaderboard import robustbench
+from aal_bench.leaderboard.reported import Claim, claims
+from aal_bench.leaderboard.robustbench import Neighbours
+from aal_bench.record import Result
+from aal_bench.registry import AUTOATTACK
+from aal_bench.schema import Measure
+
+NONE = "-"
+"""What stands where there is no number."""
+
+
+class Line(NamedTuple):
+    """One row of the result table."""
+
+    label: str
+    """The stage, and its eps."""
+    measure: Measure
+    paper: float | None
+    """The claim in [0, 1]; None: no claim."""
+    reference: float | None
+    """The nearest RobustBench row's number in [0, 1]; None: none."""
+
+
+def marks(result: Result) -> list[str]:
+    """What keeps the numbers from being a result: SMOKE, LIMITED; empty for a real run."""
+    found = ["SMOKE"] if result.smoke else []
+    if result.limit is not None:
+        n = result.metrics.clean.n if result.metrics else min(result.limit, result.task.examples)
+        found.append(f"LIMITED to {n} of {result.task.examples}")
+    return found
+
+
+def title(result: Result) -> str:
+    """The heading of table and report: marks first, then what was run."""
+    method = result.training.method if result.training else "checkpoint"
+    seed = f"seed {result.training.seeds[0]}" if result.training and result.training.seeds else ""
+    status = [] if result.status == "success" else [result.status.upper()]
+    doubt = ["UNRELIABLE"] if result.unreliable else []
+    threat = f"{result.threat.norm} {result.eps}"
+    parts = [result.task.id, threat, method, result.model.architecture, seed]
+    return " · ".join([*marks(result), *status, *doubt, *(part for part in parts if part)])
+
+
+def lines(result: Result, task: Task) -> list[Line]:
+    """The rows of the result table; AutoAttack's four attacks are one row where all four ran."""
+    if result.metrics is None:
+        return []
+    claimed = {
+        stage: value
+        for claim in relevant_claims(result, task)[::-1]
+        for stage, value in claim.values.items()
+    }
+    near = neighbours(result, task).rows
+    reference = {"clean": near[0].clean, "autoattack": near[0].robust} if near else {}
+    measured = _measured(result)
+    return [
+        Line(label, measure, claimed.get(stage), reference.get(stage))
+        for stage, label, measure in measured
+    ]
+
+
+def captions(result: Result, task: Task) -> list[str]:
+    """What the columns `paper` and `reference` are, one line each."""
+    if result.error is not None:
+        return [f"{result.status}: {result.error.stage}: {result.error.message}"]
+    relevant = relevant_claims(result, task)
+    star = "* " if other_backbone(relevant) else ""
+    rows = [f"{star}paper: {claim}" for claim in relevant]
+    near = neighbours(result, task)
+    if near.rows:
+        row = near.rows[0]
+        rows.append(f"reference: RobustBench {row.entry}, {row.architecture}, {row.venue}")
+    else:
+        rows.append(f"no reference: {near.reason}")
+    return rows
+
+
+def relevant_claims(result: Result, task: Task) -> list[Claim]:
+    """Claims for this network; where there are none, the first for another, which is then named."""
+    found = claims(task, method_of(result), result.model.name)
+    return [claim for claim in found if claim.same_backbone] or found[:1]
+
+
+def other_backbone(relevant: Sequence[Claim]) -> bool:
+    """Whether any of these claims is for another network."""
+    return any(not claim.same_backbone for claim in relevant)
+
+
+def neighbours(result: Result, task: Task) -> Neighbours:
+    """The nearest RobustBench rows."""
+    clean = result.metrics.clean.value if result.metrics else None
+    return robustbench.nearest(task, result.model.name, result.model.parameters, clean=clean)
+
+
+def method_of(result: Result) -> str:
+    """The method's name; empty for somebody else's checkpoint."""
+    return result.training.method if result.training else ""
+
+
+def points(share: float | None, decimals: int) -> str:
+    """A share in percent; `NONE` where there is none."""
+    return NONE if share is None else f"{100 * share:.{decimals}f} %"
+
+
+def _measured(result: Result) -> list[tuple[str, str, Measure]]:
+    metrics = result.metrics
+    assert metrics is not None
+    records = {stage.attack: stage for stage in result.evaluation}
+    found = [("clean", "clean", metrics.clean)]
+    for stage, measure in metrics.stages.items():
+        if metrics.autoattack is not None and stage in AUTOATTACK:
+            continue
+        eps = records[stage].params.get("eps", "") if stage in records else ""
+        found.append((stage, f"{stage}  {eps}".rstrip(), measure))
+    if metrics.autoattack is not None:
+        found.append(("autoattack", "autoattack", metrics.autoattack))
+    if len(found) > 2:
+        found.append(("robust", "all of them", metrics.robust))
+    return found

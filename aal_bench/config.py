@@ -1,0 +1,271 @@
+"""Typed models of a task and a run; TOML in, unknown keys refused, ``--set`` overrides folded in.
+
+Precedence: command line > recipe > task file. What is stored is always the resolved value.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from aal_bench.errors import UserError, did_you_mean
+from aal_bench.hashing import sha256_json
+from aal_bench.threat import ExactFraction, Threat
+
+Family = Literal["classification", "detection", "fewshot"]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error: a mistyped option must never be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Subset(Strict):
+    """A fixed, class-balanced part of the test split that *is* the task's test set."""
+
+    count: int = Field(gt=0)
+    seed: int = 0
+
+
+class Data(Strict):
+    """Which images, and what is done to them before the model sees [0, 1] pixels."""
+
+    name: str
+    """Loader: an embedded set (``digits``) or a downloadable one (``cifar10``, ``imagenet``, ...)."""
+    classes: int = Field(ge=2)
+    size: int = Field(gt=0)
+    """Side of the square images fed to the model, in pixels."""
+    resize: int | None = None
+    """Shorter side before the centre crop, for images of varying size; None: must already fit."""
+    subset: Subset | None = None
+    fingerprints: dict[str, str] = {}
+    """Known sha256 of the test pixels as fed -> where those pixels come from."""
+
+
+class Attack(Strict):
+    """The training attack's step and count; the budget is the threat's eps."""
+
+    step: ExactFraction
+    steps: int = Field(10, ge=1)
+
+
+class Train(Strict):
+    """Schedule and optimiser, equal for every method so that rows compare."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """``step`` only: fractions of training at which the rate is multiplied by `decay`."""
+    decay: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+    augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = "crop-flip"
+    pad: int = Field(4, ge=0)
+    """``crop-flip`` and ``shift``: zero padding on every side before the random crop."""
+    validation: int = Field(0, ge=0)
+    """Images of the *training* split held out, class-balanced, for selection; 0: keep "last" only."""
+    select: Literal["last", "best"] = "last"
+    """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part."""
+    validation_seed: int = 0
+    validate_every: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Also write a resumable checkpoint every so many steps; None: at the end of epochs only."""
+    grad_clip: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _selectable(self) -> Train:
+        if self.select == "best" and not self.validation:
+            raise ValueError('select = "best" needs held-out images: set validation')
+        return self
+
+
+class Evaluation(Strict):
+    """The fixed partition and seed of every attack: they are part of the question."""
+
+    batch_size: int = Field(512, ge=1)
+    seed: int = 0
+
+
+class Normalisation(Strict):
+    """Per-channel mean and standard deviation of a layer inside the model; inputs stay [0, 1]."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _positive(self) -> Normalisation:
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
+
+
+class Task(Strict):
+    """One file of ``tasks/``: a question, and the recipe by which methods compete for it."""
+
+    name: str
+    title: str
+    family: Family = "classification"
+    version: str = "1.0"
+    data: Data
+    threat: Threat
+    attack: Attack
+    train: Train
+    model: str
+    protocol: str = "full"
+    evaluation: Evaluation = Evaluation()
+    normalisation: Normalisation = Normalisation()
+    paper: dict[str, str] = {}
+    """Names this task has in published tables: ``dataset`` (the papers'), ``robustbench``."""
+
+    def question(self, fingerprint: dict[str, str]) -> dict[str, Any]:
+        """What makes two rows answers to the same question; `fingerprint` of pixels and labels."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "family": self.family,
+            "data": self.data.model_dump(mode="json", exclude={"fingerprints"}),
+            "threat": self.threat.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "fingerprint": fingerprint,
+        }
+
+    def hash(self, fingerprint: dict[str, str]) -> str:
+        """The task_hash: rows are ranked together only where it is equal."""
+        return sha256_json(self.question(fingerprint))
+
+
+class Choice(Strict):
+    """A registered (or ``module:Class``) name and its resolved options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Limits(Strict):
+    """Cuts for development; a limit on evaluation is never eligible for a leaderboard."""
+
+    train: int | None = Field(None, ge=1)
+    eval: int | None = Field(None, ge=1)
+
+
+class Run(Strict):
+    """Everything that decides what a run computes, resolved."""
+
+    task: Task
+    method: Choice
+    update: Choice = Choice(name="plain")
+    model: Choice
+    protocol: str
+    limits: Limits = Limits()
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    ema: float | None = Field(None, gt=0, lt=1)
+    smoke: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The configuration without seed, paths and device: what `hash` covers."""
+        tree = self.model_dump(mode="json", exclude={"seed", "device"})
+        for cosmetic in ("title", "paper"):
+            tree["task"].pop(cosmetic)
+        tree["task"]["data"].pop("fingerprints")
+        return tree
+
+    def hash(self) -> str:
+        """The config_hash, which names the run's folder."""
+        return sha256_json(self.identity())
+
+
+def explain(error: ValidationError, where: str) -> UserError:
+    """Turn a pydantic error into one line that names the key, what is wrong and the near keys."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{where}: unknown key '{key}'.{_near_key(error, first['loc'])}")
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
+    return UserError(f"{where}: {key}: {message}{shown}" if key else f"{where}: {message}{shown}")
+
+
+def _near_key(error: ValidationError, loc: tuple[int | str, ...]) -> str:
+    model: Any = {cls.__name__: cls for cls in _subclasses(Strict)}.get(error.title)
+    for part in loc[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    known = sorted(getattr(model, "model_fields", {}))
+    return did_you_mean(str(loc[-1]), known) or (f" Known: {', '.join(known)}." if known else "")
+
+
+def _subclasses(cls: type) -> list[type]:
+    return [cls, *(deep for sub in cls.__subclasses__() for deep in _subclasses(sub))]
+
+
+def parse(model: type[M], tree: dict[str, Any], where: str) -> M:
+    """Validate `tree` as `model`; `where` opens the error.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, where) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; a syntax error names file and position."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def read_task(path: Path) -> Task:
+    """Read one task file; its name must be the file's."""
+    tree = read_toml(path)
+    task = parse(Task, tree, str(path.name))
+    if task.name != path.stem:
+        raise UserError(f"{path.name}: name = {task.name!r}, but the file is named {path.stem!r}")
+    return task
+
+
+def parse_value(text: str) -> Any:
+    """Read the right side of ``--set key=value`` as TOML where it is TOML, else as a string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Assign ``a.b.c`` in a nested dict, creating tables on the way."""
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {dotted}: '{part}' is a value, not a table")
+    node[leaf] = value
+
+
+def differing(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two JSON trees differ."""
+    names: list[str] = []
+    for key in sorted({*a, *b}):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            names += differing(left, right, f"{prefix}{key}.")
+        elif left != right:
+            names.append(f"{prefix}{key}")
+    return names
+
+

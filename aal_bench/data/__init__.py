@@ -1,0 +1,1 @@
+"""Images as they are fed: readers of the accepted layouts, splits, subsets and fingerprints."""

@@ -1,0 +1,17 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one or two lines naming the mend; the command exits with 2."""
+
+
+class RunFailed(Exception):
+    """A run that started and could not finish (NaN loss, an attack that raised); exits with 1."""
+
+
+def did_you_mean(name: str, known: list[str], limit: int = 2) -> str:
+    """Return ``" Did you mean a, b?"`` for the names nearest to `name`, or an empty string."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=limit, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""

@@ -1,0 +1,153 @@
+"""Somebody else's checkpoint, made ready for the same evaluation as a run of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from aal_bench import paths
+from aal_bench.config import Normalisation, Run, parse
+from aal_bench.errors import UserError
+from aal_bench.hashing import sha256_file, sha256_json
+from aal_bench.models import weights
+from aal_bench.resolve import Request, resolve
+from aal_bench.results import Result
+from aal_bench.run_folder import RunFolder
+from aal_bench.runner import Job, build_method, checkpoint_block, execute
+
+
+class Foreign(NamedTuple):
+    """A model that this run did not train."""
+
+    model: nn.Module
+    sha256: str
+    """Of the weights file; of the builder's name where there is none."""
+    block: dict[str, Any] | None
+    """``{sha256, bytes, format}`` of the weights file."""
+
+
+class Source(NamedTuple):
+    """Where a model comes from, as typed."""
+
+    checkpoint: Path | None
+    robustbench: str | None
+    normalise: str | None
+    """``none``, ``task`` or ``MEAN/STD``; None: what the file says, else none."""
+
+
+def evaluate(
+    request: Request,
+    source: Source,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    command: list[str] | None = None,
+) -> Result:
+    """Evaluate a checkpoint under a task's protocol.
+
+    Raises:
+        UserError: the file is no checkpoint or of another architecture; clean accuracy at chance.
+        RunFailed: an attack failed.
+    """
+    if source.checkpoint is None and source.robustbench is None and ":" not in (request.model or ""):
+        raise UserError("give --checkpoint FILE, --robustbench NAME or --model module:builder")
+    described = None if source.checkpoint is None else _describe(source.checkpoint)
+    if described is not None:
+        request = request._replace(
+            model=request.model or described.model, method=described.method
+        )
+    elif source.robustbench is not None:
+        request = request._replace(model=f"robustbench:{source.robustbench}")
+    elif request.model is None:
+        raise UserError(
+            f"{source.checkpoint}: does not describe itself; say what it is with --model"
+            " (aal-bench list models)"
+        )
+    run = _resolved(request, source, described)
+    foreign = _load(run, source)
+    name = "evaluate-" + (source.checkpoint.stem if source.checkpoint else run.model.name)
+    path = out or paths.run_folder(
+        run.task.name, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed
+    )
+    job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
+    return execute(job)
+
+
+def _describe(path: Path) -> weights.Described | None:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    return weights.describe(path)
+
+
+def _resolved(request: Request, source: Source, described: weights.Described | None) -> Run:
+    if source.robustbench is not None:
+        run = resolve(request._replace(model=None))
+        run = run.model_copy(update={"model": run.model.model_copy(update={"name": request.model})})
+    else:
+        run = resolve(request)
+    normalisation = _normalisation(source, run, described)
+    task = run.task.model_copy(update={"normalisation": normalisation})
+    update: dict[str, Any] = {"task": task}
+    if described is not None:
+        if (described.classes, described.size) != (task.data.classes, task.data.size):
+            raise UserError(
+                f"{source.checkpoint}: a model of {described.classes} classes and"
+                f" {described.size} px, task {task.name} has {task.data.classes} and"
+                f" {task.data.size} px"
+            )
+        update["method"] = run.method.model_copy(update={"options": described.options})
+    return run.model_copy(update=update)
+
+
+def _normalisation(
+    source: Source, run: Run, described: weights.Described | None
+) -> Normalisation:
+    text = source.normalise
+    if text is None and described is not None:
+        return parse(Normalisation, described.normalisation, str(source.checkpoint))
+    if text in {None, "none"}:
+        return Normalisation()
+    if text == "task":
+        return run.task.normalisation
+    try:
+        mean, std = (
+            tuple(float(part) for part in side.split(",")) for side in str(text).split("/")
+        )
+    except ValueError:
+        raise UserError(
+            f"--normalise {text}: write none, task or MEAN/STD as in 0.49,0.48,0.45/0.25,0.24,0.26"
+        ) from None
+    widened = {"mean": mean * 3 if len(mean) == 1 else mean, "std": std * 3 if len(std) == 1 else std}
+    return parse(Normalisation, widened, f"--normalise {text}")
+
+
+def _load(run: Run, source: Source) -> Foreign:
+    from aal_bench.models.build import build
+
+    task = run.task
+    if source.robustbench is not None:
+        return _from_robustbench(run, source.robustbench)
+    try:
+        model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
+    except TypeError as error:
+        raise UserError(f"--model {run.model.name}: builder(classes, size) failed: {error}") from None
+    model = build_method(run).build(model)
+    if source.checkpoint is None:
+        digest = sha256_json({"builder": run.model.name})
+        return Foreign(model, digest, None)
+    path = source.checkpoint
+    weights.load_into(model, weights.read(path), path, run.model.name)
+    return Foreign(model, sha256_file(path), checkpoint_block(path))
+
+
+def _from_robustbench(run: Run, name: str) -> Foreign:
+    from aal_bench.models.robustbench_zoo import load
+
+    dataset = run.task.paper.get("robustbench")
+    if dataset is None:
+        raise UserError(f"task {run.task.name}: RobustBench has no models for it")
+    model, files = load(name, dataset, run.task.threat.norm)
+    digest = sha256_json({path.name: sha256_file(path) for path in files})
+    return Foreign(model, digest, checkpoint_block(files[0]) if len(files) == 1 else None)

@@ -1,0 +1,335 @@
+"""The per-sample table of a classification run: what every number is recomputed from.
+
+One row per test image. A verdict is *true = still correct*; robust accuracy is the share of rows
+whose verdicts are all true, never the minimum of averages. A row without a verdict is an error and
+never robust. numpy only: whoever checks a submission needs no torch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from aal_bench.errors import UserError
+from aal_bench.files import replacing
+
+FORMAT = "aal-bench classification evidence 1"
+NOT_MEASURED = -1
+"""`clean_pred` or `pred` of a row on which the model was not asked."""
+STAGE = np.dtype(
+    [
+        ("recorded", np.bool_),  # the row is done
+        ("attacked", np.bool_),  # false: it had fallen before, and counts as fallen here
+        ("pred", np.int16),  # class predicted on x'
+        ("ok", np.bool_),  # verdict: still correct
+        ("norm", np.float32),  # |x' - x| in pixel units
+        ("forwards", np.int32),  # passes spent on this row
+        ("backwards", np.int32),
+    ]
+)
+"""One row of a stage. Rows, not columns, lie together on disk: they compress a third better."""
+NORM_DECIMALS = 7
+"""Norms are kept to 1e-7, a tenth of the tolerance on eps; the noise below is none of evidence."""
+_LARGEST = 1 << 30
+"""Bytes beyond which a file is no evidence table but an attempt to fill the memory."""
+
+Bools = NDArray[np.bool_]
+
+
+class Evidence:
+    """Columns `index` (int32), `label` and `clean_pred` (int16), and one `STAGE` block per stage.
+
+    Rows are addressed by position 0..n-1; `index` is the position in the whole test split.
+    """
+
+    def __init__(self, index: ArrayLike, labels: ArrayLike) -> None:
+        """Start an empty table.
+
+        Args:
+            index: (n,) distinct positions in the test split.
+            labels: (n,) true classes.
+
+        Raises:
+            ValueError: lengths differ, an index occurs twice, or a value does not fit its column.
+        """
+        self.index = _whole(index, "i4", "index")
+        self.label = _whole(labels, "i2", "label")
+        if self.index.ndim != 1 or self.index.shape != self.label.shape:
+            raise ValueError(f"index {self.index.shape} and labels {self.label.shape} do not match")
+        if len(np.unique(self.index)) != len(self.index):
+            raise ValueError("an index occurs twice: every sample has exactly one row")
+        self.clean_pred = np.full(len(self.index), NOT_MEASURED, np.int16)
+        self._blocks: dict[str, NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The attack stages in the order in which they were begun; `clean` is not among them."""
+        return tuple(self._blocks)
+
+    def column(self, stage: str, name: str) -> NDArray[Any]:
+        """A copy of one column (n,) of a stage; the names are those of `STAGE`."""
+        if stage not in self._blocks:
+            raise UserError(f"evidence has no stage '{stage}': {', '.join(self._blocks) or 'none'}")
+        return self._blocks[stage][name].copy()
+
+    def record(
+        self,
+        stage: str,
+        rows: ArrayLike,
+        *,
+        pred: ArrayLike,
+        ok: ArrayLike | None = None,
+        norm: ArrayLike = 0.0,
+        forwards: ArrayLike = 0,
+        backwards: ArrayLike = 0,
+    ) -> None:
+        """Record a batch of attacked rows; scalars serve every row of the batch.
+
+        Args:
+            stage: its name; ``"clean"`` records `clean_pred` and uses nothing but `pred`.
+            rows: (b,) positions, none recorded before.
+            pred: (b,) class predicted on x' (on x for ``"clean"``).
+            ok: (b,) verdict; None: ``pred == label``.
+            norm: (b,) |x' - x| in pixel units.
+            forwards: (b,) forward passes spent on the row.
+            backwards: (b,) backward passes spent on the row.
+
+        Raises:
+            ValueError: a row twice, a verdict of "still correct" against its own prediction, a
+                norm that is not a finite number, or a value that does not fit its column.
+        """
+        where = self._fresh(stage, rows)
+        predicted = np.broadcast_to(_whole(pred, "i2", "pred"), where.shape)
+        if predicted.size and predicted.min() < 0:
+            raise ValueError("pred: a predicted class is >= 0")
+        if stage == "clean":
+            self.clean_pred[where] = predicted
+            return
+        batch = np.zeros(len(where), STAGE)
+        batch["recorded"] = batch["attacked"] = True
+        batch["pred"] = predicted
+        batch["ok"] = predicted == self.label[where] if ok is None else np.asarray(ok, bool)
+        batch["norm"] = np.round(np.asarray(norm, np.float64), NORM_DECIMALS)
+        batch["forwards"] = _whole(forwards, "i4", "forwards")
+        batch["backwards"] = _whole(backwards, "i4", "backwards")
+        _consistent(stage, batch, self.label[where])
+        self._block(stage)[where] = batch
+
+    def skip(self, stage: str, rows: ArrayLike) -> None:
+        """Record rows that need no attack because they have fallen already: not robust here.
+
+        Raises:
+            ValueError: a row twice, or one that still stands: it is correct on the clean image
+                and in every stage that has a verdict on it.
+        """
+        where = self._fresh(stage, rows)
+        standing = self.clean_pred[where] == self.label[where]
+        for block in self._blocks.values():
+            standing &= block["ok"][where] | ~block["recorded"][where]
+        if standing.any():
+            raise ValueError(f"stage '{stage}': a row that still stands cannot be skipped")
+        self._block(stage)["recorded"][where] = True
+
+    def done(self, stage: str) -> Bools:
+        """Which rows (n,) of `stage` (or ``"clean"``) are recorded; all false before it began."""
+        if stage == "clean":
+            return self.clean_pred != NOT_MEASURED
+        if stage not in self._blocks:
+            return np.zeros(len(self), np.bool_)
+        return self._blocks[stage]["recorded"].copy()
+
+    def clean_correct(self) -> Bools:
+        """Rows (n,) classified correctly without attack.
+
+        Raises:
+            UserError: clean predictions are missing.
+        """
+        self._need_all("clean")
+        return self.clean_pred == self.label
+
+    def robust(self, stages: Iterable[str] | None = None) -> Bools:
+        """Rows (n,) correct on the clean image and in every one of `stages` (None: all).
+
+        Raises:
+            UserError: a row of one of the stages is missing.
+        """
+        standing = self.clean_correct()
+        for stage in self.stages if stages is None else stages:
+            if stage != "clean":
+                self._need_all(stage)
+                standing = standing & self._blocks[stage]["ok"]
+        return standing
+
+    def columns(self) -> list[str]:
+        """Names of the stored columns, as a submission lists them."""
+        names = STAGE.names or ()
+        staged = [f"{stage}.{name}" for stage in self.stages for name in names]
+        return ["index", "label", "clean_pred", *staged]
+
+    def save(self, path: Path) -> None:
+        """Write the table as a compressed npz, whole or not at all; equal tables, equal bytes."""
+        blocks = {f"stage/{name}": block for name, block in self._blocks.items()}
+        with replacing(path) as handle:
+            np.savez_compressed(
+                handle,
+                allow_pickle=False,
+                format=np.array(FORMAT),
+                index=self.index,
+                label=self.label,
+                clean_pred=self.clean_pred,
+                **blocks,
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> Evidence:
+        """Read a table without unpickling anything.
+
+        Raises:
+            UserError: no such file, a damaged one, or one that contradicts itself.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+            if size > _LARGEST:
+                raise ValueError(f"{size:,} bytes unpacked")
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls._from_arrays({name: arrays[name] for name in arrays.files})
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such evidence file") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise UserError(f"{path}: not a readable evidence table ({error})") from None
+
+    @classmethod
+    def _from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Evidence:
+        if str(arrays["format"]) != FORMAT:
+            raise ValueError(f"format is {str(arrays['format'])!r}, not {FORMAT!r}")
+        table = cls(arrays["index"], arrays["label"])
+        table.clean_pred = _shaped(arrays["clean_pred"], np.dtype(np.int16), table, "clean_pred")
+        for name, array in arrays.items():
+            prefix, _, stage = name.partition("/")
+            if prefix == "stage":
+                block = _shaped(array, STAGE, table, stage)
+                _consistent(stage, block, table.label)
+                table._blocks[stage] = block
+        return table
+
+    def _block(self, stage: str) -> NDArray[Any]:
+        if stage not in self._blocks:
+            self._blocks[stage] = _empty(len(self))
+        return self._blocks[stage]
+
+    def _fresh(self, stage: str, rows: ArrayLike) -> NDArray[np.intp]:
+        where = np.asarray(rows, np.intp).reshape(-1)
+        if where.size and not 0 <= where.min() <= where.max() < len(self):
+            raise ValueError(f"stage '{stage}': rows are positions 0..{len(self) - 1}")
+        if len(np.unique(where)) != len(where) or self.done(stage)[where].any():
+            raise ValueError(f"stage '{stage}': a row is recorded twice")
+        return where
+
+    def _need_all(self, stage: str) -> None:
+        missing = int((~self.done(stage)).sum())
+        if missing:
+            raise UserError(
+                f"evidence: stage '{stage}' lacks {missing} of {len(self)} rows; a missing row is"
+                " not robust: finish the evaluation (--resume)"
+            )
+
+
+def start(index: ArrayLike, labels: ArrayLike) -> Evidence:
+    """Begin an empty table; see `Evidence`."""
+    return Evidence(index, labels)
+
+
+def merge(a: Evidence, b: Evidence) -> Evidence:
+    """The AND of two runs on the same rows: robust only where both runs say so.
+
+    A stage that only one run has is kept. Prediction and norm come from the run in which the row
+    fell (from `a` where both agree); passes add up. A row counts as recorded where both runs
+    recorded it.
+
+    Raises:
+        UserError: the tables are about different samples or labels.
+    """
+    if not (np.array_equal(a.index, b.index) and np.array_equal(a.label, b.label)):
+        raise UserError("evidence of different samples or labels cannot be merged")
+    merged = Evidence(a.index, a.label)
+    both = a.done("clean") & b.done("clean")
+    worse = np.where(a.clean_pred != a.label, a.clean_pred, b.clean_pred)
+    merged.clean_pred = np.where(both, worse, NOT_MEASURED).astype(np.int16)
+    for stage in dict.fromkeys((*a.stages, *b.stages)):
+        blocks = [table._blocks[stage] for table in (a, b) if stage in table._blocks]
+        merged._blocks[stage] = _and(*blocks) if len(blocks) == 2 else blocks[0].copy()
+    return merged
+
+
+def _and(one: NDArray[Any], two: NDArray[Any]) -> NDArray[Any]:
+    # The decisive run is the one in which the row fell under attack; a skipped row decides nothing.
+    second = (one["ok"] & ~two["ok"] & two["attacked"]) | ~one["attacked"]
+    block = np.where(second, two, one)
+    block["ok"] = one["ok"] & two["ok"]
+    block["attacked"] = one["attacked"] | two["attacked"]
+    for passes in ("forwards", "backwards"):
+        block[passes] = one[passes] + two[passes]
+    both = one["recorded"] & two["recorded"]
+    block["recorded"] = both
+    return np.where(both, block, _empty(len(block)))
+
+
+def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share k / n (Wilson 1927); z = 1.959964 is 95 %.
+
+    Raises:
+        ValueError: n < 1 or k outside 0..n.
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"{k} of {n} is no share")
+    p, zz = k / n, z * z
+    centre = (p + zz / (2 * n)) / (1 + zz / n)
+    half = z / (1 + zz / n) * sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    # At the ends the bound is exactly 0 or 1; rounding must not miss the share.
+    return (0.0 if k == 0 else centre - half, 1.0 if k == n else centre + half)
+
+
+def _empty(n: int) -> NDArray[Any]:
+    block = np.zeros(n, STAGE)
+    block["pred"] = NOT_MEASURED
+    return block
+
+
+def _consistent(stage: str, block: NDArray[Any], label: NDArray[Any]) -> None:
+    for name in ("recorded", "attacked", "ok"):
+        # A file may hold any byte here, and numpy counts a byte of 2 as two truths.
+        if block[name].view(np.uint8).max(initial=0) > 1:
+            raise ValueError(f"stage '{stage}': {name} holds more than true and false")
+    if (block["ok"] & ~(block["attacked"] & (block["pred"] == label))).any():
+        raise ValueError(f"stage '{stage}': a row is called correct against its prediction")
+    if (block["attacked"] & ~block["recorded"]).any():
+        raise ValueError(f"stage '{stage}': a row is attacked but not recorded")
+    if not (np.isfinite(block["norm"]) & (block["norm"] >= 0)).all():
+        raise ValueError(f"stage '{stage}': norm must be finite and >= 0")
+
+
+def _shaped(array: NDArray[Any], kind: np.dtype[Any], table: Evidence, name: str) -> NDArray[Any]:
+    if array.shape != (len(table),) or array.dtype != kind:
+        raise ValueError(f"{name} is {array.dtype}, {len(array)} rows")
+    return array
+
+
+def _whole(values: ArrayLike, kind: str, name: str) -> NDArray[Any]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be whole numbers, got {array.dtype}")
+    limits = np.iinfo(kind)
+    if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+        raise ValueError(f"{name} does not fit {np.dtype(kind)}")
+    return array.astype(kind)

@@ -1,0 +1,1 @@
+"""Published numbers, submissions, their verification and the boards. No torch."""

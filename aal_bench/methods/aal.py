@@ -1,0 +1,134 @@
+"""Associative adversarial learning: any method whose attack is a plan, confined to M^a.
+
+Costs the wrapped method's passes plus the one clean pass that gives M, g and g_M: 12 forwards and
+12 backwards for AAL-PGD-10, 2 and 2 for AAL-FGSM, whose step uses the clean pass's own gradient.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from aal_bench.aal.attention import gate_of, insert_gate
+from aal_bench.aal.iterated import selective_pgd, selective_pgd_refreshed
+from aal_bench.aal.options import Selective
+from aal_bench.aal.selective import (
+    Association,
+    associative_mask,
+    fgsm_step,
+    second_attention,
+    selective_fgsm,
+)
+from aal_bench.attacks.linf import attacking, gaussian_start, linf_pgd, uniform_start
+from aal_bench.errors import UserError
+from aal_bench.methods.base import Batch, BatchNormMode, Method, Objective, Plan, Threat
+from aal_bench.methods.fgsm import FGSM
+from aal_bench.methods.pgd import PGD
+
+
+class AAL(Method):
+    """Wraps `base`: its attack inside eps * k(M^a), its loss unchanged (Alg. 1 of the paper)."""
+
+    Options = Selective
+    options: Selective  # type: ignore[assignment]
+    base: ClassVar[type[Method]]
+
+    def __init__(self, options: Selective, threat: Threat) -> None:
+        self.wrapped = self.base(self.base.Options(), threat)
+        self.craft_bn: BatchNormMode = self.wrapped.options.craft_bn
+        if options.craft_bn != "inherit":
+            self.craft_bn = options.craft_bn
+            self.wrapped = self.base(self.base.Options(craft_bn=self.craft_bn), threat)
+        super().__init__(options, threat)  # type: ignore[arg-type]
+        self.association: Association | None = None
+
+    def build(self, model: nn.Module) -> nn.Module:
+        """Put the gate after the stem; ``control = no_gate`` leaves the model as it is."""
+        model = self.wrapped.build(model)
+        if self.options.control == "no_gate":
+            return model
+        sites = getattr(model, "gate_sites", {})
+        if self.options.gate.position not in sites:
+            raise UserError(
+                "this model says no place for an attention gate: choose one of"
+                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4"
+            )
+        site = sites[self.options.gate.position]
+        return insert_gate(model, site, self.options.gate, getattr(model, "gate_channels", None))
+
+    def attack(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
+        if self.options.control == "no_gate":
+            return self.wrapped.attack(model, batch, objective)
+        with attacking(model, self.craft_bn, weight_graph=not self.options.detach_mask):
+            plan = self.wrapped.plan(model, batch, objective)
+            one_step = plan.start is batch.x and plan.steps == 1
+            first = fgsm_step(plan.eps, self.options) if one_step else plan.alpha
+            found = self._associate(model, batch, objective, first)
+            self._note(found)
+            if one_step and self.options.start in {"inherit", "clean"}:
+                return selective_fgsm(batch.x, found)
+            return self._iterate(model, batch, plan, found)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, objective: Objective) -> Tensor:
+        if self.association is None:
+            return self.wrapped.loss(model, batch, x_adv, objective)
+        with second_attention(gate_of(model), self.association, self.options):
+            loss = self.wrapped.loss(model, batch, x_adv, objective)
+        weight = self.options.clean_weight
+        if weight:
+            loss = (1 - weight) * loss + weight * objective(batch.x, batch.targets)
+        return loss
+
+    def _associate(
+        self, model: nn.Module, batch: Batch, objective: Objective, step: float | Tensor
+    ) -> Association:
+        x = batch.x.detach().clone().requires_grad_()
+        with gate_of(model).reading() as reading:
+            clean_loss = objective(x, batch.targets, reduction="sum")
+        xi1 = self.options.descent_step(batch.lr)
+        return associative_mask(clean_loss, x, reading.M, self.options, xi1, step)
+
+    def _iterate(self, model: nn.Module, batch: Batch, plan: Plan, found: Association) -> Tensor:
+        start, gradient = self._start(batch.x, plan, found)
+        steps = plan.steps
+        assert isinstance(steps, int), "AAL wraps plans of one step count"
+        arguments = (batch.x, found, plan.eps, plan.alpha, steps, self.options)
+        if self.options.pgd_refresh:
+            xi1 = self.options.descent_step(batch.lr)
+            return selective_pgd_refreshed(
+                plan.objective, gate_of(model), *arguments, xi1, start
+            )
+        return selective_pgd(linf_pgd, plan.objective, *arguments, start, gradient)
+
+    def _start(
+        self, x: Tensor, plan: Plan, found: Association
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A14: the wrapped start scaled into the masked box; from x itself, g is known already."""
+        K = found.K.detach()
+        if self.options.start == "clean":
+            return None, found.g
+        if self.options.start == "uniform":
+            return uniform_start(x, plan.eps * K), None
+        unmasked = gaussian_start(x) if self.options.start == "gaussian" else plan.start
+        return x + K * (unmasked - x), None
+
+    def _note(self, found: Association) -> None:
+        self.association = found
+        self.log = {
+            "mask_shift": found.descended,
+            "backtrack_shift": found.backtracked,
+            "mean_k": found.budget,
+        }
+
+
+class AALFGSM(AAL):
+    """AAL on FGSM: x' = clip(x + k(M^a) eps sign(g))."""
+
+    base = FGSM
+
+
+class AALPGD(AAL):
+    """AAL on PGD: PGD inside the box eps k(M^a) with step alpha k(M^a)."""
+
+    base = PGD

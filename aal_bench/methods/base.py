@@ -1,0 +1,138 @@
+"""The contract of a training method, design section 3.
+
+``step = before_step -> attack -> update -> after_step``. Attack and loss are separate, and the loss
+is pure and re-callable, so that AWP, weight averaging and timing compose with every method and no
+attack is run twice. A method sees a batch, a model and an objective; never a dataset, an optimiser
+schedule or an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aal_bench.attacks.linf import attacking, linf_pgd
+from aal_bench.config import Strict
+
+Objective = Callable[..., Tensor]
+"""objective(x, targets, reduction="mean") -> scalar ("mean", "sum") or (B,) ("none")."""
+BatchNormMode = Literal["eval", "train"]
+
+
+class Batch(NamedTuple):
+    """One training batch as a method sees it."""
+
+    x: Tensor
+    """(B, 3, H, W) in [0, 1], augmented."""
+    targets: Any
+    """Labels (B,); an episode's labels; a detector's data samples."""
+    idx: Tensor
+    """(B,) positions in the training set, for per-sample state."""
+    aug: Any = None
+    """What undoes and redoes the augmentation, or None."""
+    epoch: int = 0
+    progress: float = 0.0
+    """Share of training done, in [0, 1]."""
+    lr: float = 0.0
+    """The learning rate of this step; AAL's xi1 follows it (A16)."""
+
+
+class Threat(NamedTuple):
+    """The training attack in pixel units: the task's eps, its step size and its steps."""
+
+    eps: float
+    step: float
+    steps: int
+
+
+class Plan(NamedTuple):
+    """An attack that is one call of `linf_pgd`; eps and alpha may be tensors.
+
+    AAL wraps every method that states its attack as a plan: it scales eps, alpha and the start.
+    """
+
+    objective: Callable[[Tensor], Tensor]
+    """x' (B, 3, H, W) -> summed loss, so that per-sample gradients do not depend on B."""
+    start: Tensor
+    eps: float | Tensor
+    alpha: float | Tensor
+    steps: int | Tensor
+    gradient: Tensor | None = None
+    """The objective's gradient at `start` where it is known already: saves one pass."""
+
+
+class Options(Strict):
+    """Base of every method's options."""
+
+    craft_bn: BatchNormMode = "eval"
+    """Batch-norm mode while crafting: running statistics, or the batch's (and then updated)."""
+
+
+class Method:
+    """Base: trains on the clean batch. A subclass is what differs from this."""
+
+    Options: ClassVar[type[Options]] = Options
+    attacks: ClassVar[bool] = True
+    """False: `attack` returns the clean batch and costs no pass."""
+
+    def __init__(self, options: Options, threat: Threat) -> None:
+        self.options = options
+        self.threat = threat
+        self.log: dict[str, Tensor] = {}
+        """Scalars (0-dim tensors, never synchronised here) that the loop averages into its log."""
+
+    def build(self, model: nn.Module) -> nn.Module:
+        """Surgery on the model (an attention gate, auxiliary heads); default: identity."""
+        return model
+
+    def extra_modules(self) -> dict[str, nn.Module]:
+        """Jointly trained networks (a teacher, a strategy network); saved with the checkpoint."""
+        return {}
+
+    def param_groups(self, model: nn.Module) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+        """What the optimiser trains."""
+        extra = [p for module in self.extra_modules().values() for p in module.parameters()]
+        return [*model.parameters(), *extra]
+
+    def before_step(self, batch: Batch) -> None:
+        """Choose per-sample budgets, update a policy; default: nothing."""
+
+    def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
+        """State the attack as one call of `linf_pgd`."""
+        raise NotImplementedError(f"{type(self).__name__} states no plan")
+
+    def attack(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
+        """Craft x_adv (B, 3, H, W), detached; leaves no weight gradients, restores every mode."""
+        if not self.attacks:
+            return batch.x
+        with attacking(model, bn=self.options.craft_bn):
+            plan = self.plan(model, batch, objective)
+            return linf_pgd(x=batch.x, **plan._asdict())
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, objective: Objective) -> Tensor:
+        """The scalar that the weights descend; pure and re-callable. Default: CE on x_adv."""
+        return objective(x_adv, batch.targets)
+
+    def after_step(self, batch: Batch, x_adv: Tensor) -> None:
+        """Store perturbations or budgets; default: nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Per-sample state that a resumed run needs; tensors and plain values only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+    def cross_entropy_plan_objective(
+        self, batch: Batch, objective: Objective
+    ) -> Callable[[Tensor], Tensor]:
+        """The usual inner objective: the task's loss at x', summed over the batch."""
+        return lambda x_adv: objective(x_adv, batch.targets, reduction="sum")
+
+
+def fp32(logits: Tensor) -> Tensor:
+    """Losses are taken in float32 (or float64) whatever the autocast type of the network."""
+    return logits if logits.dtype == torch.float64 else logits.float()

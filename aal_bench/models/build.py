@@ -1,0 +1,72 @@
+"""Name -> network from the toolkits' own architectures, normalisation as its first layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from aal_bench import registry
+from aal_bench.config import Normalisation
+
+
+class Architecture(NamedTuple):
+    """A freshly built network and where an attention gate belongs in it."""
+
+    network: nn.Module
+    gate_sites: dict[str, str]
+    """``post_bn_relu`` and ``post_conv1`` -> dotted path of the module that follows the gate."""
+    gate_channels: int
+    """Channels of the feature map at those sites."""
+
+
+class Classifier(nn.Module):
+    """[0, 1] pixels (B, 3, H, W) -> logits (B, K): normalisation, then a toolkit's network.
+
+    The gate's sites travel with the network, so that a method's surgery needs no table of its own.
+    """
+
+    def __init__(self, architecture: Architecture, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.normalise = _normaliser(normalisation)
+        self.network = architecture.network
+        self.gate_sites = {
+            position: f"network.{path}" for position, path in architecture.gate_sites.items()
+        }
+        self.gate_channels = architecture.gate_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.normalise(x))
+
+
+def _normaliser(normalisation: Normalisation) -> nn.Module:
+    if normalisation == Normalisation():
+        return nn.Identity()
+    from aal_bench.toolkits import robustbench_import
+
+    robustbench_import.repair()
+    from robustbench.model_zoo.architectures.utils_architectures import ImageNormalizer
+
+    return ImageNormalizer(normalisation.mean, normalisation.std)
+
+
+def build(name: str, classes: int, size: int, normalisation: Normalisation) -> Classifier:
+    """Build a randomly initialised classifier.
+
+    Args:
+        name: a row of the registry (``resnet18``, ``wrn-34-10``, ...) or ``module:builder`` /
+            ``file.py:builder``, called as ``builder(classes, size)``.
+        classes: number of logits.
+        size: side of the square input images in pixels.
+        normalisation: mean and std of the layer inside the model.
+
+    Raises:
+        UserError: unknown name, or an architecture that cannot take images of this size.
+    """
+    if ":" in name:
+        built = registry.load(name)(classes, size)
+        architecture = built if isinstance(built, Architecture) else Architecture(built, {}, 0)
+    else:
+        found = registry.find("model", name)
+        architecture = registry.load(found.row.target)(classes, size, *found.numbers)
+    return Classifier(architecture, normalisation)

@@ -1,0 +1,13 @@
+"""torchvision's ImageNet networks."""
+
+from __future__ import annotations
+
+from aal_bench.models.build import Architecture
+
+
+def resnet50(classes: int, size: int) -> Architecture:
+    """ResNet-50, random weights; the gate follows conv1-bn1-relu, before the max-pool."""
+    from torchvision.models import resnet50 as build
+
+    network = build(weights=None, num_classes=classes)
+    return Architecture(network, {"post_bn_relu": "maxpool", "post_conv1": "bn1"}, 64)

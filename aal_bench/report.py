@@ -1,0 +1,291 @@
+"""What a person reads: the table in the terminal and ``report.md``. No torch.
+
+Every measured number stands beside its interval, the paper's claim for the same data set and
+threat, and the nearest RobustBench row under the same threat. A trial (``--smoke``,
+``--limit-eval``) says so in the title and in the row of every number.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from aal_bench.comparison import (
+    NONE,
+    captions,
+    lines,
+    marks,
+    method_of,
+    neighbours,
+    other_backbone,
+    points,
+    relevant_claims,
+    title,
+)
+from aal_bench.config import Task
+from aal_bench.leaderboard.reported import claims
+from aal_bench.record import Result
+from aal_bench.schema import Flag, StageRecord
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = ("", "accuracy", "95 % interval", "paper", "reference")
+
+
+def table(result: Result, task: Task) -> Table:
+    """The result table for a terminal; a run without metrics has no rows and says why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
+    out.title = Text(title(result), style="bold")
+    out.caption = Text("\n".join(captions(result, task)))
+    out.caption_justify = "left"
+    for name in COLUMNS:
+        out.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    star = "*" if other_backbone(relevant_claims(result, task)) else ""
+    for line in lines(result, task):
+        low, high = line.measure.ci95
+        out.add_row(
+            Text(" ".join([*(mark.split()[0] for mark in marks(result)), line.label])),
+            f"{100 * line.measure.value:.1f} %",
+            Text(f"[{100 * low:.1f}, {100 * high:.1f}]"),
+            points(line.paper, 1) + (star if line.paper is not None else ""),
+            points(line.reference, 1),
+        )
+    return out
+
+
+def markdown(result: Result, task: Task, figures: Sequence[str] = ()) -> str:
+    """``report.md``.
+
+    Args:
+        result: the record.
+        task: for the claims and neighbours.
+        figures: paths relative to the report.
+    """
+    sections = [
+        f"# {title(result)}",
+        _banner(result),
+        _results(result, task),
+        _claims(result, task),
+        _robustbench(result, task),
+        _flags(result.flags),
+        _protocol(result),
+        _cost(result),
+        _environment(result),
+        _identity(result),
+        _reproduce(result),
+        _figures(figures),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _banner(result: Result) -> str:
+    rows = []
+    if result.smoke:
+        rows.append("> **SMOKE**: a trial of the machinery with tiny budgets, not a result.")
+    if result.limit is not None:
+        rows.append(
+            f"> **{marks(result)[-1]}** images of the test set: not comparable, not ranked."
+        )
+    if result.error is not None:
+        error = result.error
+        rows.append(f"> **{result.status}** in {error.stage}: {error.type}: {error.message}")
+    elif result.status != "success":
+        rows.append(f"> **{result.status}**: the run is not finished.")
+    if result.unreliable:
+        rows.append("> **UNRELIABLE**: at least one check failed; see below.")
+    return "\n>\n".join(rows)
+
+
+def _results(result: Result, task: Task) -> str:
+    rows = []
+    prefix = " ".join(f"**{mark}**" for mark in marks(result))
+    for line in lines(result, task):
+        low, high = line.measure.ci95
+        gap = NONE if line.paper is None else f"{100 * (line.measure.value - line.paper):+.2f}"
+        rows.append(
+            (
+                f"{prefix} {line.label}".strip(),
+                f"{100 * line.measure.value:.2f} %",
+                f"[{100 * low:.2f}, {100 * high:.2f}]",
+                str(line.measure.n),
+                points(line.paper, 2),
+                gap,
+                points(line.reference, 2),
+            )
+        )
+    head = ("stage", "accuracy", "95 % interval", "images", "paper", "difference", "reference")
+    body = _grid(head, rows) if rows else "Nothing was measured."
+    notes = "\n".join(f"- {caption}" for caption in captions(result, task))
+    return f"## Result\n\n{body}\n\n{notes}"
+
+
+def _claims(result: Result, task: Task) -> str:
+    found = claims(task, method_of(result), result.model.name)
+    if not found:
+        return ""
+    stages = list(dict.fromkeys(stage for claim in found for stage in claim.values))
+    rows = [
+        (
+            f"{claim.paper}, {claim.table}",
+            claim.method,
+            claim.backbone or "not printed",
+            *(points(claim.values.get(stage), 2) for stage in stages),
+            "; ".join(claim.notes),
+        )
+        for claim in found
+    ]
+    return "## What papers claim\n\n" + _grid(
+        ("where", "method", "network", *stages, "notes"), rows
+    )
+
+
+def _robustbench(result: Result, task: Task) -> str:
+    near = neighbours(result, task)
+    if not near.rows:
+        return f"## Nearest RobustBench rows\n\nNone: {near.reason}."
+    rows = [
+        (
+            f"[{row.entry}]({row.link})",
+            row.architecture,
+            row.venue,
+            points(row.clean, 2),
+            points(row.robust, 2) + (" (unreliable)" if row.unreliable else ""),
+            points(row.external, 2),
+            "yes" if row.additional_data else "no",
+        )
+        for row in near.rows
+    ]
+    head = ("entry", "network", "venue", "clean", "AutoAttack", "external", "additional data")
+    threat = f"{result.threat.norm} {result.eps}"
+    return (
+        f"## Nearest RobustBench rows\n\nSame data set and threat ({threat}), whole test set;"
+        f" additional data as flagged there.\n\n{_grid(head, rows)}"
+    )
+
+
+def _flags(flags: Sequence[Flag]) -> str:
+    if not flags:
+        return ""
+    rows = [
+        (flag.code, flag.severity, _cell(flag.value), _cell(flag.threshold), flag.note)
+        for flag in flags
+    ]
+    return "## Findings\n\n" + _grid(("check", "severity", "value", "rule", "note"), rows)
+
+
+def _protocol(result: Result) -> str:
+    rows = [
+        (
+            stage.attack,
+            _implementation(stage),
+            ", ".join(f"{key} {_cell(value)}" for key, value in stage.params.items()) or NONE,
+            f"{stage.seed}",
+            f"{stage.batch_size}, {stage.partition}",
+            _arithmetic(stage),
+            f"{stage.n_in} → {stage.n_out}",
+            f"{max(stage.max_violation.norm, stage.max_violation.box):.1e}",
+        )
+        for stage in result.evaluation
+    ]
+    head = ("stage", "code", "parameters", "seed", "batches", "arithmetic", "standing", "excess")
+    if not rows:
+        return ""
+    return (
+        f"## Protocol `{result.protocol}`\n\n{_grid(head, rows)}\n\n"
+        "Standing: images attacked → still correct. Excess: the worst adversarial beyond eps or"
+        " the pixel range (at most 1e-6)."
+    )
+
+
+def _cost(result: Result) -> str:
+    rows = [
+        (
+            stage.attack,
+            f"{stage.wall_seconds:.1f}",
+            f"{stage.forwards:,.1f}",
+            f"{stage.backwards:,.1f}",
+        )
+        for stage in result.evaluation
+    ]
+    parts = []
+    if rows:
+        parts.append(_grid(("stage", "seconds", "forwards / image", "backwards / image"), rows))
+    if training := result.training:
+        memory = training.peak_memory_bytes
+        parts.append(
+            f"Training: {training.wall_seconds:,.1f} s"
+            + (f", {training.epochs} epochs" if training.epochs is not None else "")
+            + (f", peak memory {memory / 2**30:.2f} GiB" if memory else "")
+            + f", on {training.gpu or result.environment.cpu or 'CPU'}."
+        )
+    return "## Cost\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _environment(result: Result) -> str:
+    tree = result.environment.model_dump(mode="json", exclude={"packages", "aal_bench"})
+    rows = [(key, f"{value}") for key, value in tree.items() if value not in (None, 0)]
+    code = result.environment.aal_bench
+    state = {True: ", uncommitted changes", False: ""}.get(bool(code.dirty), "")
+    rows.append(("aal-bench", f"{code.version}, commit {code.commit or 'unknown'}{state}"))
+    rows += list(result.environment.packages.items())
+    return "## Environment\n\n" + _grid(("", "version"), rows)
+
+
+def _identity(result: Result) -> str:
+    rows = [("task", result.task.hash), ("run", result.run_hash)]
+    if result.training:
+        rows.append(("configuration", result.training.config_hash))
+    if result.model.checkpoint:
+        rows.append(("checkpoint", result.model.checkpoint.sha256))
+    if result.evidence:
+        rows.append(
+            (f"evidence `{result.evidence.path or result.evidence.url}`", result.evidence.sha256)
+        )
+        rows += [
+            (f"data: {key}", value) for key, value in result.evidence.dataset_fingerprint.items()
+        ]
+    shown = [(name, f"`{digest}`") for name, digest in rows if digest]
+    return "## Hashes (sha256)\n\n" + _grid(("of", "value"), shown)
+
+
+def _reproduce(result: Result) -> str:
+    command = shlex.join(result.command)
+    commit = result.environment.aal_bench.commit
+    where = f"At commit `{commit}`, with" if commit else "With"
+    return f"## Reproduce\n\n{where} the packages of `requirements.lock`:\n\n    {command}"
+
+
+def _figures(figures: Iterable[str]) -> str:
+    links = [f"![{path.rpartition('/')[2].partition('.')[0]}]({path})" for path in figures]
+    return "## Figures\n\n" + "\n\n".join(links) if links else ""
+
+
+def _implementation(stage: StageRecord) -> str:
+    code = stage.implementation
+    return " ".join(part for part in (code.package, code.version, code.commit) if part)
+
+
+def _arithmetic(stage: StageRecord) -> str:
+    extras = [name for name in ("tf32", "deterministic", "compiled") if getattr(stage, name)]
+    return ", ".join([stage.dtype, stage.memory_format, *extras])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return NONE
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        )
+
+    return "\n".join([line(head), line(["---"] * len(head)), *(line(row) for row in rows)])

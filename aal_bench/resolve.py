@@ -1,0 +1,167 @@
+"""From what was typed to a resolved `Run`: command line > task file, every value spelled out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from aal_bench import registry
+from aal_bench.config import Choice, Limits, Run, Task, parse, parse_value, read_task, set_path
+from aal_bench.errors import UserError, did_you_mean
+
+SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
+"""What ``--smoke`` cuts a run down to."""
+TASK_SECTIONS = ("data", "threat", "attack", "train", "evaluation", "normalisation")
+
+
+class Request(NamedTuple):
+    """The options of ``aal-bench run`` as typed; None means "the task's"."""
+
+    task: str
+    method: str = "standard"
+    update: str = "plain"
+    model: str | None = None
+    protocol: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    limit_train: int | None = None
+    limit_eval: int | None = None
+    seed: int = 0
+    device: str | None = None
+    precision: str | None = None
+    compile: bool = False
+    ema: float | None = None
+    smoke: bool = False
+    settings: tuple[str, ...] = ()
+    """``key=value`` of ``--set``, in order."""
+
+
+def resolve(request: Request) -> Run:
+    """Resolve a request. Imports torch and the method's module.
+
+    Raises:
+        UserError: an unknown name or key, a value of the wrong type or out of range.
+    """
+    task = read_task(registry.task_file(request.task)).model_dump(mode="json")
+    row = registry.method_row(request.method)
+    registry.serves(row, request.method, task["family"])
+    method_options = registry.load(row.target).Options
+    update_row = registry.find("update", request.update).row
+    update_options = registry.load(update_row.target).Options
+    tree: dict[str, Any] = {"task": task, "method": {}, "update": {}}
+    _assign(tree, "task.train.epochs", request.epochs)
+    _assign(tree, "task.train.batch_size", request.batch_size)
+    known = {
+        "method": method_options.model_fields,
+        "update": update_options.model_fields,
+    }
+    for setting in request.settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {setting}: write key=value, as in --set train.lr=0.05")
+        set_path(tree, _locate(key.strip(), tree, known), parse_value(value.strip()))
+    if request.smoke:
+        tree["task"]["train"]["epochs"] = SMOKE["epochs"]
+        held = tree["task"]["train"]["validation"]
+        tree["task"]["train"]["validation"] = min(held, SMOKE["validation"])
+    resolved = parse(Task, tree["task"], f"task {request.task}")
+    method = parse(method_options, tree["method"], f"method {request.method}")
+    update = parse(update_options, tree["update"], f"update {request.update}")
+    device = _device(request.device)
+    protocol = "smoke" if request.smoke else request.protocol or resolved.protocol
+    model = request.model or resolved.model
+    if ":" not in model:
+        registry.find("model", model)
+    run = {
+        "task": resolved,
+        "method": Choice(name=request.method, options=method.model_dump(mode="json")),
+        "update": Choice(name=request.update, options=update.model_dump(mode="json")),
+        "model": Choice(name=model),
+        "protocol": _protocol_name(protocol, resolved),
+        "limits": Limits(
+            train=_smaller(request.limit_train, SMOKE["train"] if request.smoke else None),
+            eval=_smaller(request.limit_eval, SMOKE["eval"] if request.smoke else None),
+        ),
+        "seed": request.seed,
+        "device": device,
+        "precision": _precision(request.precision, device),
+        "compile": request.compile,
+        "ema": request.ema,
+        "smoke": request.smoke,
+    }
+    return parse(Run, run, "run")
+
+
+def stages_of(run: Run) -> tuple[str, ...]:
+    """The stages of the run's protocol, without those that its class count does not allow."""
+    left_out = run.protocol.partition("-no-")[2]
+    stages = registry.protocol(run.protocol.partition("-no-")[0])
+    return tuple(name for name in stages if name != left_out)
+
+
+def _protocol_name(name: str, task: Task) -> str:
+    """A protocol that must leave a stage out has another name: its number is another number."""
+    from aal_bench.attacks.autoattack import DLR_CLASSES
+
+    registered = registry.protocol(name)
+    if task.data.classes < DLR_CLASSES and "apgd-t" in registered:
+        return f"{name}-no-apgd-t"
+    return name
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    if value is not None:
+        set_path(tree, dotted, value)
+
+
+def _smaller(*limits: int | None) -> int | None:
+    given = [limit for limit in limits if limit is not None]
+    return min(given) if given else None
+
+
+def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
+    """Where a ``--set`` key belongs: ``train.lr``, ``method.xi2``, or ``xi2`` where that is clear."""
+    head, _, rest = key.partition(".")
+    if head in {"method", "update"} and rest:
+        return key
+    if head in TASK_SECTIONS and rest:
+        return f"task.{key}"
+    homes = [f"{section}.{key}" for section, fields in known.items() if head in fields]
+    homes += [
+        f"task.{section}.{key}" for section in TASK_SECTIONS if head in tree["task"].get(section, {})
+    ]
+    if len(homes) == 1:
+        return homes[0]
+    if homes:
+        shown = ", ".join(home.removeprefix("task.") for home in homes)
+        raise UserError(f"--set {key}: which one? {shown}")
+    every = [f"{section}.{name}" for section, fields in known.items() for name in fields]
+    every += [
+        f"{section}.{name}" for section in TASK_SECTIONS for name in tree["task"].get(section, {})
+    ]
+    leaves = {name.split(".", 1)[1]: name for name in every}
+    hint = did_you_mean(key, [*every, *leaves]) or f" Sections: method, update, {', '.join(TASK_SECTIONS)}."
+    raise UserError(f"--set {key}: unknown key.{hint}")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise UserError(f"--device {name}: not a device; try cpu or cuda") from None
+    if kind not in {"cpu", "cuda"}:
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch sees no CUDA device (aal-bench doctor)")
+    return name
+
+
+def _precision(name: str | None, device: str) -> str:
+    from aal_bench.environment import has_fast_bf16
+
+    if name is not None:
+        return name
+    return "bf16" if has_fast_bf16(device) else "fp32"

@@ -1,0 +1,250 @@
+"""Assembling, hashing, writing and reading result records. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from aal_bench import __version__
+from aal_bench.config import Run, parse
+from aal_bench.errors import UserError
+from aal_bench.evidence import FORMAT, Evidence
+from aal_bench.files import write_text
+from aal_bench.hashing import sha256_file, sha256_json
+from aal_bench.metrics import METRICS
+from aal_bench.record import Record, Result, percent, robustbench_view
+from aal_bench.schema import (
+    Adversarials,
+    Code,
+    DataSource,
+    EvidenceFile,
+    Failure,
+    Flag,
+    ModelBlock,
+    Passes,
+    Selection,
+    StageRecord,
+    Status,
+    ThreatBlock,
+    Training,
+)
+
+__all__ = [
+    "METRICS",
+    "Record",
+    "Result",
+    "StageRecord",
+    "build",
+    "evidence_file",
+    "method_name",
+    "percent",
+    "read",
+    "robustbench_view",
+    "run_hash",
+    "training_block",
+    "write",
+]
+
+
+def run_hash(
+    task_hash: str,
+    threat: ThreatBlock,
+    loader: str | None,
+    checkpoint_sha256: str,
+    evaluation: Sequence[StageRecord],
+) -> str:
+    """sha256 over everything that may change a number, and nothing else.
+
+    Timing, host, paths and progress are left out: two honest machines agree.
+    """
+    fields = ("attack", "implementation", "params", "seed", "batch_size", "partition")
+    arithmetic = ("dtype", "tf32", "compiled", "memory_format")
+    stages = [stage.model_dump(mode="json", include={*fields, *arithmetic}) for stage in evaluation]
+    return sha256_json(
+        {
+            "task_hash": task_hash,
+            "threat": threat.model_dump(mode="json"),
+            "loader": loader,
+            "checkpoint": checkpoint_sha256,
+            "evaluation": stages,
+        }
+    )
+
+
+def evidence_file(path: Path, evidence: Evidence, fingerprint: dict[str, str]) -> EvidenceFile:
+    """The `evidence` block of a table saved at `path`, which lies beside the record."""
+    return EvidenceFile(
+        path=path.name,
+        sha256=sha256_file(path),
+        format=FORMAT,
+        rows=len(evidence),
+        columns=evidence.columns(),
+        dataset_fingerprint=fingerprint,
+    )
+
+
+def method_name(run: Run) -> str:
+    """The method with its update: ``pgd``, ``trades-awp``."""
+    plain = run.update.name == "plain"
+    return run.method.name if plain else f"{run.method.name}-{run.update.name}"
+
+
+def training_block(
+    run: Run,
+    record: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    selected: Literal["last", "validation"] = "last",
+    passes: Passes | None = None,
+) -> Training:
+    """The `training` block of a run of our own.
+
+    Args:
+        run: the resolved configuration.
+        record: of the training loop: ``images``, ``seconds``, and where known ``epochs``,
+            ``steps``, ``peak_memory_bytes``.
+        environment: as `environment.describe` gives it.
+        selected: which checkpoint is evaluated.
+        passes: per image and epoch, where counted.
+    """
+    on_gpu = run.device.startswith("cuda")
+    held_out = run.task.train.validation
+    return Training(
+        method=method_name(run),
+        method_version=__version__,
+        config=run.identity(),
+        config_hash=run.hash(),
+        data=[DataSource(name=run.task.data.name, count=record["images"])],
+        seeds=[run.seed],
+        selection=Selection(
+            split=selected, metric="val_pgd" if selected == "validation" else None, size=held_out
+        ),
+        epochs=record.get("epochs"),
+        steps=record.get("steps"),
+        wall_seconds=record["seconds"],
+        gpu=environment.get("gpu") if on_gpu else None,
+        gpu_count=1 if on_gpu else 0,
+        peak_memory_bytes=record.get("peak_memory_bytes"),
+        passes=passes,
+        code=Code.model_validate(environment["aal_bench"]),
+    )
+
+
+def build(
+    *,
+    run: Run,
+    task_hash: str,
+    examples: int,
+    model: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    command: Sequence[str],
+    evaluation: Sequence[StageRecord] = (),
+    metrics: Mapping[str, Any] | None = None,
+    evidence: EvidenceFile | None = None,
+    training: Training | None = None,
+    adversarials: Adversarials | None = None,
+    flags: Sequence[Flag] = (),
+    status: Status = "success",
+    error: Failure | None = None,
+    created: datetime | None = None,
+    published: Mapping[str, Any] | None = None,
+) -> Result:
+    """Assemble and check a record; everything derivable is derived here.
+
+    Args:
+        run: the resolved configuration.
+        task_hash: of the task with the fingerprint of the data as fed.
+        examples: size of the task's whole test set.
+        model: fields of `ModelBlock`; `architecture` defaults to the name as RobustBench writes it.
+        environment: fields of `Environment`, as `environment.describe` gives them.
+        command: argument vector.
+        evaluation: one record per stage, in order.
+        metrics: what `METRICS[family]` returned; None when the run did not get there.
+        evidence: from `evidence_file`.
+        training: from `training_block`; None for somebody else's checkpoint.
+        adversarials: stored fooled images, if any.
+        flags: findings.
+        status: of the whole run.
+        error: exactly when status is ``error``.
+        created: default now.
+        published: any of link, name, authors, venue, reported, external, footnote.
+
+    Raises:
+        UserError: a block is not what the schema asks for.
+    """
+    task = run.task
+    block = parse(ModelBlock, {"architecture": _architecture(run.model.name), **model}, "model")
+    threat = ThreatBlock(norm=task.threat.norm, eps=task.threat.eps)
+    digest = None
+    if block.checkpoint is not None:
+        digest = run_hash(task_hash, threat, block.loader, block.checkpoint.sha256, evaluation)
+    tree: dict[str, Any] = {
+        "submission_id": _submission_id(run, digest),
+        "status": status,
+        "error": error,
+        "created": (created or datetime.now(UTC)).isoformat(timespec="seconds"),
+        "command": list(command),
+        "protocol": run.protocol,
+        "limit": run.limits.eval,
+        "smoke": run.smoke,
+        "run_hash": digest,
+        "task": {
+            "id": task.name,
+            "version": task.version,
+            "family": task.family,
+            "hash": task_hash,
+            "classes": task.data.classes,
+            "examples": examples,
+        },
+        "threat": threat,
+        "model": block,
+        "training": training,
+        "evaluation": list(evaluation),
+        "metrics": metrics,
+        "evidence": evidence,
+        "adversarials": adversarials,
+        "environment": dict(environment),
+        "flags": list(flags),
+    }
+    record = parse(Record, tree, "result")
+    paper = {"name": f"{method_name(run)} on {task.title}"} | dict(published or {})
+    return parse(Result, robustbench_view(record) | paper | tree, "result")
+
+
+def write(path: Path, result: Result) -> None:
+    """Write the record as JSON, whole or not at all."""
+    tree = result.model_dump(mode="json")
+    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> Result:
+    """Read and check a record.
+
+    Raises:
+        UserError: no such file, no JSON, or not what the schema asks for.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON record ({error})") from None
+    return parse(Result, tree, path.name)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _architecture(model: str) -> str:
+    known = {"resnet": "ResNet", "preactresnet": "PreActResNet", "wrn": "WideResNet", "cnn": "CNN"}
+    match = re.fullmatch(r"(preactresnet|resnet|wrn|cnn)-?([\d-]+)", model)
+    return f"{known[match[1]]}-{match[2]}" if match else model
+
+
+def _submission_id(run: Run, digest: str | None) -> str:
+    text = f"{method_name(run)}-{run.model.name}-seed{run.seed}-{(digest or 'unfinished')[:8]}"
+    return re.sub(r"[^\w.-]+", "_", text)

@@ -1,0 +1,207 @@
+"""The stages of a run, each resumable: train -> evaluate[i] -> summarise. The only orchestration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from aal_bench import environment, paths, registry, results, summary
+from aal_bench.adversarials import Adversarials
+from aal_bench.config import Run
+from aal_bench.errors import RunFailed, UserError
+from aal_bench.evidence import Evidence
+from aal_bench.hashing import sha256_file
+from aal_bench.methods.base import Method, Threat
+from aal_bench.models import weights
+from aal_bench.resolve import Request, resolve, stages_of
+from aal_bench.run_folder import RunFolder
+from aal_bench.training.loop import Trained
+
+
+class Job(NamedTuple):
+    """One run and where it goes."""
+
+    run: Run
+    folder: RunFolder
+    command: list[str]
+    data_dir: Path | None
+    resume: bool = False
+    foreign: Any = None
+    """An `evaluate.Foreign` checkpoint; None: train."""
+
+
+def run(
+    request: Request,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    command: list[str] | None = None,
+) -> results.Result:
+    """Train, evaluate and summarise what `request` asks for.
+
+    Raises:
+        UserError: bad input; nothing was written.
+        RunFailed: training diverged or an attack failed; ``run.json`` says so.
+    """
+    resolved = resolve(request)
+    path = out or paths.run_folder(
+        resolved.task.name, resolved.method.name, resolved.hash(), resolved.seed
+    )
+    return execute(Job(resolved, RunFolder(path), command or sys.argv, data_dir, resume))
+
+
+def execute(job: Job) -> results.Result:
+    """Run a job to its end, or print what a finished one left."""
+    checkpoint = None if job.foreign is None else job.foreign.sha256
+    state = job.folder.inspect(job.run, checkpoint, job.data_dir)
+    if state == "finished":
+        result = results.read(job.folder / "result.json")
+        summary.show(result, job.run, job.folder.path, again=True)
+        return result
+    if state == "unfinished" and not job.resume:
+        raise UserError(
+            f"{job.folder.path}: this run was begun and not finished"
+            f" (status {job.folder.record['status']}). Add --resume, or choose another --out"
+        )
+    adapter = load_adapter(job.run, job.data_dir)
+    method = build_method(job.run)
+    model = job.foreign.model if job.foreign is not None else method.build(adapter.build())
+    task_hash = job.run.task.hash(adapter.fingerprint())
+    summary.announce(job.run, job.folder.path, task_hash, adapter)
+    job.folder.begin(
+        job.run,
+        {
+            "command": job.command,
+            "data_dir": None if job.data_dir is None else str(job.data_dir.resolve()),
+            "checkpoint": checkpoint,
+            "task_hash": task_hash,
+            "fingerprint": adapter.fingerprint(),
+            "environment": environment.describe(),
+        },
+    )
+    with recorded(job.folder):
+        if job.foreign is None:
+            train(job, adapter, method, model)
+            model = rebuild(job.folder / "model.safetensors", adapter, method)
+        evidence = evaluate(job, adapter, model)
+        job.folder.update(stage="summarise")
+        result = summary.summarise(job, adapter, method, model, evidence)
+    summary.show(result, job.run, job.folder.path)
+    return result
+
+
+@contextmanager
+def recorded(folder: RunFolder) -> Iterator[None]:
+    """Whatever ends the run is in ``run.json`` before anybody is told."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder.update(status="cancelled")
+        raise
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else ""
+        stage = folder.record.get("stage", "train")
+        folder.update(
+            status="error",
+            error={"stage": stage, "type": type(error).__name__, "message": message},
+        )
+        raise
+    folder.update(status="success")
+
+
+def load_adapter(run: Run, data_dir: Path | None) -> Any:
+    """The adapter of the task's family, with its data read."""
+    family = run.task.family
+    if family not in registry.ADAPTERS:
+        raise UserError(f"task {run.task.name}: no adapter for {family} tasks yet")
+    return registry.load(registry.ADAPTERS[family].target)(run, data_dir)
+
+
+def build_method(run: Run) -> Method:
+    """The run's method with its options and the task's training attack."""
+    method = registry.load(registry.method_row(run.method.name).target)
+    if run.task.threat.norm != "Linf" and method.attacks:
+        raise UserError(
+            f"method {run.method.name} trains against Linf, the task's threat is"
+            f" {run.task.threat.norm}: only 'standard' fits"
+        )
+    attack = run.task.attack
+    threat = Threat(run.task.threat.radius, float(attack.step), attack.steps)
+    return method(method.Options(**run.method.options), threat)
+
+
+def train(job: Job, adapter: Any, method: Method, model: nn.Module) -> None:
+    """Train unless ``model.safetensors`` is there; keep last and best."""
+    folder = job.folder
+    if (folder / "model.safetensors").exists():
+        return
+    folder.update(stage="train")
+    trained: Trained = adapter.fit(method, model, folder.path)
+    described = weights.Described(
+        model=job.run.model.name,
+        classes=job.run.task.data.classes,
+        size=job.run.task.data.size,
+        normalisation=job.run.task.normalisation.model_dump(mode="json"),
+        method=job.run.method.name,
+        options=job.run.method.options,
+    )
+    chosen = trained.last
+    if trained.best is not None:
+        weights.save(folder / "checkpoints" / "best.safetensors", trained.best, described)
+        if job.run.task.train.select == "best":
+            chosen = trained.best
+    weights.save(folder / "checkpoints" / "last.safetensors", trained.last, described)
+    folder.update(training=trained.record)
+    # Last: its presence says that training is over.
+    weights.save(folder / "model.safetensors", chosen, described)
+
+
+def rebuild(path: Path, adapter: Any, method: Method) -> nn.Module:
+    """The model as anybody would rebuild it from the file, contiguous and in eval mode."""
+    model = method.build(adapter.build())
+    weights.load_into(model, weights.read(path), path, path.name)
+    return model
+
+
+def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
+    """Run every stage that the evidence lacks; the evidence is saved after every batch."""
+    folder, device = job.folder, torch.device(job.run.device)
+    model = model.to(device).eval().requires_grad_(False)
+    path = folder / "evidence.npz"
+    evidence = Evidence.load(path) if path.exists() else adapter.new_evidence()
+    adversarials = Adversarials(folder.path, len(evidence))
+    for name in stages_of(job.run):
+        folder.update(stage=name)
+
+        def saved(seconds: float, violation: dict[str, float], stage: str = name) -> None:
+            evidence.save(path)
+            folder.account(stage, seconds, violation)
+
+        def fooled(rows: Any, x_adv: Any, stage: str = name) -> None:
+            adversarials.keep(stage, rows, x_adv)
+
+        adapter.run_stage(name, model, evidence, fooled, saved)
+        # A stage without a survivor to attack has no batch, and its skipped rows are evidence too.
+        evidence.save(path)
+        if name == "clean" and job.foreign is not None:
+            adapter.check_clean(evidence)
+    folder.update(adversarials=adversarials.merge(evidence))
+    return evidence
+
+
+def checkpoint_block(path: Path) -> dict[str, Any]:
+    """``{sha256, bytes, format}`` of a weights file."""
+    return {
+        "sha256": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "format": "safetensors" if path.suffix == ".safetensors" else "torch",
+    }
+
+
+__all__ = ["Job", "RunFailed", "execute", "run"]

@@ -1,0 +1,193 @@
+"""From evidence to what is read: the record, the report, the figures, the lines in the terminal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from aal_bench import __version__, results
+from aal_bench.config import Normalisation, Run
+from aal_bench.evidence import Evidence
+from aal_bench.files import write_text
+from aal_bench.hashing import sha256_file
+from aal_bench.resolve import stages_of
+from aal_bench.run_folder import RunFolder
+from aal_bench.schema import Adversarials, Flag, MaxViolation, Passes, StageRecord
+
+if TYPE_CHECKING:
+    from aal_bench.methods.base import Method
+    from aal_bench.runner import Job
+
+PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-order"}
+
+
+def summarise(
+    job: Job, adapter: Any, method: Method, model: nn.Module, evidence: Evidence
+) -> results.Result:
+    """Write ``result.json``, the figures and ``report.md``."""
+    run, folder = job.run, job.folder
+    stages = stages_of(run)
+    record = folder.record
+    path = folder / "model.safetensors"
+    result = results.build(
+        run=run,
+        task_hash=record["task_hash"],
+        examples=int(adapter.fingerprint()["count"]),
+        model=_model_block(job, adapter, model, path),
+        environment=record["environment"],
+        command=record["command"],
+        evaluation=[stage_record(adapter.stage(name), run, evidence, folder) for name in stages],
+        metrics=results.METRICS[run.task.family](evidence, stages),
+        evidence=results.evidence_file(
+            folder / "evidence.npz", evidence, adapter.fingerprint()
+        ),
+        training=None if job.foreign is not None else _training_block(run, record),
+        adversarials=_adversarials_block(folder, record["adversarials"]),
+        flags=_flags(evidence, run),
+    )
+    results.write(folder / "result.json", result)
+    figures = adapter.figures(method, model, folder.path)
+    from aal_bench import report
+
+    write_text(folder / "report.md", report.markdown(result, run.task, figures))
+    return result
+
+
+def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) -> StageRecord:
+    """What a stage did, from its evidence and the accounts kept while it ran."""
+    spent = folder.record["stages"].get(stage.name, {})
+    common: dict[str, Any] = {
+        "attack": stage.name,
+        "implementation": stage.implementation,
+        "params": stage.params,
+        "seed": run.task.evaluation.seed,
+        "batch_size": run.task.evaluation.batch_size,
+        "partition": PARTITION[stage.sequential],
+        "wall_seconds": spent.get("seconds", 0.0),
+        "max_violation": MaxViolation(**spent.get("violation", {"norm": 0.0, "box": 0.0})),
+    }
+    if stage.name == "clean":
+        correct = int(evidence.clean_correct().sum())
+        return StageRecord(
+            **common, n_in=len(evidence), n_out=correct, forwards=1.0, backwards=0.0
+        )
+    attacked = evidence.column(stage.name, "attacked")
+    count = int(attacked.sum())
+
+    def mean(name: str) -> float:
+        return float(evidence.column(stage.name, name)[attacked].mean()) if count else 0.0
+
+    return StageRecord(
+        **common,
+        n_in=count,
+        n_out=int(evidence.column(stage.name, "ok").sum()),
+        forwards=mean("forwards"),
+        backwards=mean("backwards"),
+    )
+
+
+def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[str, Any]:
+    from aal_bench.runner import checkpoint_block
+
+    run = job.run
+    plain = run.task.normalisation == Normalisation()
+    block: dict[str, Any] = {
+        "name": run.model.name,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "macs": _multiply_accumulates(model, run),
+        "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
+        "loader": "aal_bench.models.build:build",
+        "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),
+        "deterministic_forward": _deterministic(model, adapter, run),
+    }
+    return block
+
+
+def _multiply_accumulates(model: nn.Module, run: Run) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = run.task.data.size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, size, size, device=run.device))
+    return counter.get_total_flops() // 2
+
+
+def _deterministic(model: nn.Module, adapter: Any, run: Run) -> bool:
+    images = next(
+        iter(
+            adapter.test.batches(
+                torch.arange(min(8, len(adapter.test))),
+                8,
+                augment="none",
+                pad=0,
+                seed=0,
+                device=torch.device(run.device),
+            )
+        )
+    )
+    with torch.no_grad():
+        return bool(torch.equal(model(images.x), model(images.x)))
+
+
+def _training_block(run: Run, record: dict[str, Any]) -> results.Training:
+    trained = record["training"]
+    passes = trained.get("passes")
+    return results.training_block(
+        run,
+        trained,
+        record["environment"],
+        selected="last" if run.task.train.select == "last" else "validation",
+        passes=None if passes is None else Passes(forward=passes[0], backward=passes[1]),
+    )
+
+
+def _adversarials_block(folder: RunFolder, count: int) -> Adversarials | None:
+    path = folder / "adversarials.npz"
+    if not path.exists():
+        return None
+    return Adversarials(path=path.name, sha256=sha256_file(path), dtype="float32", count=count)
+
+
+def _flags(evidence: Evidence, run: Run) -> list[Flag]:
+    accuracy, chance = float(evidence.clean_correct().mean()), 1 / run.task.data.classes
+    if accuracy > 2 * chance:
+        return []
+    return [
+        Flag(
+            code="near-chance",
+            severity="warning",
+            value=round(accuracy, 4),
+            threshold=round(2 * chance, 4),
+            note="Clean accuracy is within twice chance: the model has not learnt the task.",
+        )
+    ]
+
+
+def announce(run: Run, folder: Path, task_hash: str, adapter: Any) -> None:
+    """The two lines at the start: what is run, on what, and where it goes."""
+    count = adapter.fingerprint()["count"]
+    limit = f" of which {run.limits.eval}" if run.limits.eval else ""
+    marks = "SMOKE · " if run.smoke else ""
+    print(
+        f"{marks}aal-bench {__version__} · task {run.task.name} ({run.task.threat},"
+        f" {count} test images{limit}, {adapter.images.source}) · method {run.method.name}"
+        f" · {run.model.name} · {run.device} {run.precision} · seed {run.seed}"
+    )
+    print(f"task {task_hash[:8]}  config {run.hash()[:8]}  ->  {folder}", flush=True)
+
+
+def show(result: results.Result, run: Run, folder: Path, again: bool = False) -> None:
+    """The result table and where the rest is."""
+    from rich.console import Console
+
+    from aal_bench import report
+
+    console = Console(width=None if os.isatty(1) else 110, highlight=False)
+    if again:
+        console.print(f"finished earlier, nothing to do  ->  {folder}")
+    console.print(report.table(result, run.task))
+    console.print(f"report    {folder / 'report.md'}", soft_wrap=True)

@@ -53,8 +53,8 @@ def table(result: Result, task: Task) -> Table:
             Text(" ".join([*(mark.split()[0] for mark in marks(result)), line.label])),
             f"{100 * line.measure.value:.1f} %",
             Text(f"[{100 * low:.1f}, {100 * high:.1f}]"),
-            points(line.paper, 1) + (star if line.paper is not None else ""),
-            points(line.reference, 1),
+            points(line.paper, 2) + (star if line.paper is not None else ""),
+            points(line.reference, 2),
         )
     return out
 

@@ -79,8 +79,13 @@ class SpatialGate(nn.Module):
         if self.channel is not None:
             f = self.channel(f)
         mask = self.mask(f) if self._pinned is None else self._pinned_mask(f, self._pinned)
-        for reading in self._readings:
-            reading._mask = mask
+        if self._readings:
+            if torch.compiler.is_compiling():
+                # One compiled graph would return M beside the logits, which then do not depend on
+                # it: the cut makes M an input of what follows.
+                torch._dynamo.graph_break()
+            for reading in self._readings:
+                reading._mask = mask
         return f * mask.to(f.dtype)
 
     @contextmanager

@@ -91,7 +91,9 @@ def associative_mask(
 
     Returns:
         Tensors without graph, unless ``detach_mask`` is false: then `loss`'s graph is kept, and
-        M, Ma and K carry it (to the weights too, if they required grad in that forward).
+        M, Ma and K carry it (to the weights too, if they required grad in that forward). An
+        eval-mode batch norm is differentiated with the running statistics of the moment of the
+        backward pass, which the training pass has moved by then: exact with craft_bn = train only.
 
     Raises:
         ValueError: control = no_gate, which has no mask.

@@ -127,3 +127,20 @@ def test_exactly_one_gate():
         insert_gate(net, "0", Gate())
     with pytest.raises(ValueError, match="this one 2"):
         gate_of(nn.Sequential(net, copy.deepcopy(net)))
+
+
+def test_a_compiled_network_gives_the_same_gradients_and_honours_pins(gated, batch):
+    net, (x, y) = gated(), batch
+    gate, compiled = gate_of(net), torch.compile(net, backend="aot_eager")
+
+    def gradients(network):
+        z = x.clone().requires_grad_()
+        with gate.reading() as reading:
+            loss = F.cross_entropy(network(z), y, reduction="sum")
+        return torch.autograd.grad(loss, (z, reading.M))
+
+    for ours, eager in zip(gradients(compiled), gradients(net), strict=True):
+        torch.testing.assert_close(ours, eager)
+    with gate.pinned(0.5):
+        torch.testing.assert_close(compiled(x), net(x))
+    torch.testing.assert_close(compiled(x), net(x))

@@ -181,11 +181,12 @@ def test_eq14_takes_p_where_triggered_and_clamps():
     assert eq.associate(chosen, P, M).tolist() == pytest.approx([0.1, 0.0, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("trigger", ["top_frac", "value_gt"])
 @pytest.mark.parametrize("pooling", ["sum", "mean", "image"])
-def test_the_default_reading_is_the_specifications_pseudo_code(pooling):
+def test_the_default_reading_is_the_specifications_pseudo_code(pooling, trigger):
     """Eqs. 12-14 written out with other torch operations; the mask at half the resolution."""
-    M, g_mask, g = mask(4), normal(2, 1, 4, 4), normal(2, 3, 8, 8)
-    options = Selective(pooling=pooling, zeta=0.25)
+    M, g_mask, g = mask(4), normal(2, 1, 4, 4), 0.3 * normal(2, 3, 8, 8)
+    options = Selective(pooling=pooling, trigger=trigger, zeta=0.75)
     found = eq.associative_attention(M, g_mask, g, EPS * g.sign(), options, XI1)
 
     Mhat, big = M - XI1 * g_mask, 8
@@ -201,8 +202,9 @@ def test_the_default_reading_is_the_specifications_pseudo_code(pooling):
         shrink = torch.nn.AvgPool2d(2)
         scale = 4 if pooling == "sum" else 1
         gam, sev = scale * shrink(gam), scale * shrink(sev)
-    least = sev.flatten(1).sort(1).values[:, -round(0.25 * sev[0].numel())].view(2, 1, 1, 1)
-    Ma = torch.where(sev >= least, Mhat - XI2 * gam, Mhat).clamp(0, 1)
+    least = sev.flatten(1).sort(1).values[:, -round(0.75 * sev[0].numel())].view(2, 1, 1, 1)
+    severe = sev >= least if trigger == "top_frac" else sev > 0.75
+    Ma = torch.where(severe, Mhat - XI2 * gam, Mhat).clamp(0, 1)
     torch.testing.assert_close(found.Ma, Ma)
     torch.testing.assert_close(found.Mhat, Mhat)
 

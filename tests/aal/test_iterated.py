@@ -69,11 +69,12 @@ def test_the_budget_holds_from_a_random_start_at_the_boxs_edge(gated, batch, cle
     torch.testing.assert_close(run(EPS, 0, start), start, rtol=0, atol=1e-15)
 
 
-def test_the_known_gradient_saves_the_first_pass(task, passes):
+@pytest.mark.parametrize("sign", ["ascent", "descent"])
+def test_the_known_gradient_saves_the_first_pass(task, passes, sign):
     net, x, objective, found = task
-    plain = selective_pgd(linf_pgd, objective, x, found, EPS, ALPHA, 3, Selective())
+    rest = (x, found, EPS, ALPHA, 3, Selective(sign=sign))
+    plain = selective_pgd(linf_pgd, objective, *rest)
     seen = passes(net)
-    rest = (x, found, EPS, ALPHA, 3, Selective())
     told = selective_pgd(linf_pgd, objective, *rest, gradient=found.g)
     assert seen == {"forward": 2, "backward": 2}
     assert torch.equal(told, plain)
@@ -109,7 +110,7 @@ def test_the_undetached_mask_gets_the_perturbation_as_its_gradient(gated, batch,
 
 
 def test_where_the_box_binds_the_mask_gets_no_gradient():
-    x, K = torch.tensor([0.0, 0.5]), torch.tensor([0.5, 0.5], requires_grad=True)
+    x, K = torch.tensor([0.1, 0.5]), torch.tensor([0.5, 0.5], requires_grad=True)
     x_adv = through_mask(x, torch.tensor([0.0, 0.6]), K)
     (through,) = torch.autograd.grad(x_adv.sum(), K)
     torch.testing.assert_close(through, torch.tensor([0.0, 0.2]))
@@ -125,6 +126,31 @@ def test_refresh_with_an_unmoving_mask_is_the_fixed_mask_attack(task):
         renewed = selective_pgd_refreshed(objective, gate_of(net), *rest, 0.0)
         fixed = selective_pgd(linf_pgd, objective, *rest)
     torch.testing.assert_close(renewed, fixed, rtol=0, atol=1e-14)
+
+
+def test_refresh_is_the_alternative_of_a5_written_out(gated, batch, clean_pass):
+    """delta_t - delta_{t-1} over M_t - M_{t-1}, M_t read at x'_t, which K_{t-1} masks."""
+    net, (x, y) = gated(), batch
+    gate, options = gate_of(net), Selective(trigger="all", xi2=0.05)
+    found = clean_pass(net, x, y, options)
+    delta, M_before, K = torch.zeros_like(x), found.M, found.K
+    for _ in range(3):
+        M = gate.mask(net.act(net.conv(x + K * delta))).detach()
+        z, pin = (x + K * delta).requires_grad_(), M.clone().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(net(z), y, reduction="sum"), z)
+        with gate.pinned(pin):
+            loss = F.cross_entropy(net(z.detach()), y, reduction="sum")
+        (g_mask,) = torch.autograd.grad(loss, pin)
+        moved = (delta + ALPHA * g.sign()).clamp(-EPS, EPS)
+        step = M - M_before
+        r = ((moved - delta) / (step + torch.where(step < 0, -1e-5, 1e-5))).clamp(-1, 1)
+        K = (M - 0.1 * g_mask - 0.05 * (g * r).sum(1, keepdim=True)).clamp(0, 1) ** 2
+        delta, M_before = moved, M
+    rest = (x, found, EPS, ALPHA, 3, options)
+    renewed = selective_pgd_refreshed(
+        lambda x_adv: F.cross_entropy(net(x_adv), y, reduction="sum"), gate, *rest, 0.1
+    )
+    torch.testing.assert_close(renewed, x + K * delta, rtol=0, atol=1e-9)
 
 
 def test_refresh_moves_the_mask_with_the_image_and_can_carry_its_gradient(gated, batch, clean_pass):

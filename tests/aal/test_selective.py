@@ -112,6 +112,20 @@ def test_the_mask_is_detached_by_default(gated, batch, clean_pass):
     assert not selective_fgsm(x, found).requires_grad
 
 
+def test_the_clean_pass_frees_its_graph_by_default_and_keeps_it_for_the_switch(gated, batch):
+    net, (x, y) = gated(), batch
+    x = x.clone().requires_grad_()
+    for detach in (False, True):
+        with gate_of(net).reading() as reading:
+            loss = F.cross_entropy(net(x), y, reduction="sum")
+        associative_mask(loss, x, reading.M, Selective(detach_mask=detach), 0.1, EPS)
+        if detach:
+            with pytest.raises(RuntimeError, match="second time"):
+                torch.autograd.grad(loss, x)
+        else:
+            torch.autograd.grad(loss, x)
+
+
 @pytest.mark.parametrize("kernel", ["m", "m2", "one_minus_m2"])
 def test_the_switch_lets_the_gradient_through_the_mask(gated, batch, clean_pass, kernel):
     """d sum(x') / d(bias of the gate's BN) in closed form: sum k'(M^a) M(1-M) sum_c delta_c."""

@@ -1,0 +1,145 @@
+"""Fixtures that several folders share: evidence with known verdicts and a record made of it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from aal_bench import registry, results
+from aal_bench.config import Choice, Run, Task, read_task
+from aal_bench.evidence import Evidence
+from aal_bench.record import Result
+from aal_bench.schema import Environment, EvidenceFile, StageRecord
+from aal_bench.threat import format_fraction
+
+
+class Made(NamedTuple):
+    """A record and what it was made of."""
+
+    result: Result
+    task: Task
+    evidence: Evidence
+    run: Run
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "apgd-ce": {"steps": 100, "restarts": 1, "version": "standard"},
+    "apgd-t": {"steps": 100, "restarts": 1, "targets": 9, "version": "standard"},
+    "fab-t": {"steps": 100, "restarts": 1, "targets": 9, "version": "standard"},
+    "square": {"queries": 5000, "restarts": 1, "version": "standard"},
+}
+ENVIRONMENT = Environment(
+    python="3.11.9",
+    torch="2.15.0",
+    cpu="two cores",
+    packages={"torch": "2.15.0", "torchattacks": "3.5.1"},
+    aal_bench={"version": "0.1.0", "commit": "c0ffee", "dirty": False},  # pyright: ignore
+)
+
+
+def fill(evidence: Evidence, stages: tuple[str, ...], seed: int) -> None:
+    """Draw verdicts; AutoAttack's stages see the survivors only, all others the clean-correct."""
+    rng = np.random.default_rng(seed)
+    everyone = np.arange(len(evidence))
+    evidence.record(
+        "clean", everyone, pred=np.where(rng.random(len(evidence)) < 0.9, evidence.label, 9)
+    )
+    for stage in stages:
+        if stage == "clean":
+            continue
+        earlier = registry.AUTOATTACK[: registry.AUTOATTACK.index(stage)] if stage in PARAMS else ()
+        standing = evidence.robust([name for name in earlier if name in stages])
+        rows = np.flatnonzero(standing)
+        ok = rng.random(len(rows)) < 0.8
+        pred = np.where(ok, evidence.label[rows], (evidence.label[rows] + 1) % 10)
+        evidence.record(stage, rows, pred=pred, norm=32 / 255, forwards=10, backwards=9)
+        evidence.skip(stage, np.flatnonzero(~standing))
+
+
+def stage_record(stage: str, evidence: Evidence, task: Task) -> StageRecord:
+    """The record of a stage as the runner writes it."""
+    attacked = (
+        evidence.column(stage, "attacked") if stage != "clean" else np.ones(len(evidence), bool)
+    )
+    ok = evidence.column(stage, "ok") if stage != "clean" else evidence.clean_correct()
+    eps = {} if stage == "clean" else {"eps": format_fraction(task.threat.eps)}
+    package = "pyautoattack" if stage in PARAMS else "torchattacks"
+    return StageRecord.model_validate(
+        {
+            "attack": stage,
+            "implementation": {"package": package, "version": "1"},
+            "params": eps | PARAMS.get(stage, {}),
+            "seed": 0,
+            "batch_size": 512,
+            "partition": "survivors-in-index-order",
+            "n_in": int(attacked.sum()),
+            "n_out": int((ok & attacked).sum()),
+            "wall_seconds": 1.5,
+            "forwards": 10.0,
+            "backwards": 9.0,
+            "max_violation": {"norm": 0.0, "box": 0.0},
+        }
+    )
+
+
+@pytest.fixture
+def make_result() -> Callable[..., Made]:
+    """A finished, consistent result: ``make_result(task=, method=, model=, protocol=, ...)``."""
+
+    def make(
+        task: str = "digits",
+        method: str = "aal-pgd",
+        model: str | None = None,
+        protocol: str = "full",
+        n: int = 360,
+        limit: int | None = None,
+        smoke: bool = False,
+        **extra: Any,
+    ) -> Made:
+        question = read_task(registry.task_file(task))
+        run = Run.model_validate(
+            {
+                "task": question,
+                "method": Choice(name=method),
+                "model": Choice(name=model or question.model),
+                "protocol": protocol,
+                "limits": {"eval": limit},
+                "smoke": smoke,
+            }
+        )
+        evaluated = limit or n
+        labels = np.random.default_rng(1).integers(0, 9, evaluated)
+        evidence = Evidence(np.arange(evaluated), labels)
+        stages = registry.protocol(protocol)
+        fill(evidence, stages, seed=2)
+        environment = ENVIRONMENT.model_dump(mode="json")
+        training = {"images": 1437, "seconds": 31.0, "epochs": 30, "steps": 690}
+        arguments: dict[str, Any] = {
+            "task_hash": "a" * 64,
+            "examples": n,
+            "model": {
+                "name": run.model.name,
+                "parameters": 115_000,
+                "loader": "aal_bench.models.build:build",
+                "checkpoint": {"sha256": "b" * 64, "bytes": 460_000, "format": "safetensors"},
+            },
+            "evaluation": [stage_record(stage, evidence, question) for stage in stages],
+            "metrics": results.METRICS["classification"](evidence, stages),
+            "environment": environment,
+            "training": results.training_block(run, training, environment),
+            "evidence": EvidenceFile(
+                path="evidence.npz",
+                sha256="c" * 64,
+                format="1",
+                rows=evaluated,
+                columns=evidence.columns(),
+                dataset_fingerprint={"pixels": "d" * 64},
+            ),
+            "command": ["aal-bench", "run", task, "--method", method],
+            "created": datetime(2026, 1, 2, tzinfo=UTC),
+        }
+        return Made(results.build(run=run, **(arguments | extra)), question, evidence, run)
+
+    return make

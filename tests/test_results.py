@@ -1,0 +1,408 @@
+"""The result record: derived keys, agreement, hashes, atomic files; never half a record."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from aal_bench import results, schema
+from aal_bench.errors import UserError
+from aal_bench.evidence import Evidence
+from aal_bench.record import Record, Result
+from aal_bench.schema import Failure, Flag, StageRecord, ThreatBlock
+
+MODEL_INFO = {
+    "link": str,
+    "name": str,
+    "authors": str,
+    "additional_data": bool,
+    "number_forward_passes": int,
+    "dataset": str,
+    "venue": str,
+    "architecture": str,
+    "eps": str,
+    "clean_acc": str,
+    "autoattack_acc": str,
+    "unreliable": bool,
+}
+"""RobustBench's keys and the types that its own files have."""
+
+
+def tree(result: Result) -> dict:
+    return result.model_dump(mode="json")
+
+
+def refused(changed: dict) -> str:
+    from aal_bench.config import parse
+
+    with pytest.raises(UserError) as caught:
+        parse(Result, changed, "result.json")
+    return str(caught.value)
+
+
+class TestMetrics:
+    def test_every_number_agrees_with_a_plain_loop_over_the_rows(self, make_result):
+        made = make_result()
+        stages = ("clean", "fgsm", "pgd-10", "apgd-ce", "apgd-t", "fab-t", "square")
+        metrics = results.METRICS["classification"](made.evidence, stages)
+
+        def share(names: tuple[str, ...]) -> float:
+            standing = 0
+            for row in range(len(made.evidence)):
+                verdicts = [made.evidence.clean_pred[row] == made.evidence.label[row]]
+                verdicts += [bool(made.evidence.column(name, "ok")[row]) for name in names]
+                standing += all(verdicts)
+            return standing / len(made.evidence)
+
+        assert metrics["clean"]["value"] == share(())
+        assert metrics["robust"]["value"] == share(stages[1:])
+        assert metrics["autoattack"]["value"] == share(stages[3:])
+        assert {name: m["value"] for name, m in metrics["stages"].items()} == {
+            name: share((name,)) for name in stages[1:]
+        }
+        assert metrics["robust"]["value"] < min(m["value"] for m in metrics["stages"].values())
+
+    def test_autoattack_is_a_number_only_where_all_four_ran(self, make_result):
+        assert make_result(protocol="fast").result.metrics.autoattack is None
+
+    def test_without_an_attack_nothing_is_robust(self, make_result):
+        with pytest.raises(UserError, match="no robust accuracy"):
+            results.METRICS["classification"](make_result().evidence, ["clean"])
+
+    def test_an_unfinished_stage_is_an_error(self):
+        evidence = Evidence([0, 1], [0, 0])
+        evidence.record("clean", [0, 1], pred=0)
+        evidence.record("fgsm", [0], pred=0)
+        with pytest.raises(UserError, match="lacks 1 of 2"):
+            results.METRICS["classification"](evidence, ["clean", "fgsm"])
+
+
+class TestRobustBenchView:
+    def test_the_keys_have_robustbenchs_types_and_come_first(self, make_result):
+        record = tree(make_result().result)
+        assert {key: type(record[key]) for key in MODEL_INFO} == MODEL_INFO
+        assert next(iter(record)) == "link"
+        assert list(record).index("unreliable") < list(record).index("schema_version")
+
+    def test_the_values_are_those_of_the_typed_blocks(self, make_result):
+        record = tree(make_result().result)
+        assert record["clean_acc"] == f"{100 * record['metrics']['clean']['value']:.2f}"
+        assert record["autoattack_acc"] == f"{100 * record['metrics']['autoattack']['value']:.2f}"
+        assert (record["dataset"], record["eps"]) == ("digits", "32/255")
+        assert record["architecture"] == record["model"]["architecture"] == "CNN-4"
+
+    @pytest.mark.parametrize(
+        ("model", "architecture"),
+        [
+            ("resnet18", "ResNet-18"),
+            ("preactresnet18", "PreActResNet-18"),
+            ("wrn-34-10", "WideResNet-34-10"),
+            ("resnet50", "ResNet-50"),
+            ("mine.py:build", "mine.py:build"),
+        ],
+    )
+    def test_architectures_are_written_as_robustbench_writes_them(
+        self, make_result, model, architecture
+    ):
+        assert make_result("cifar10", model=model).result.architecture == architecture
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("clean_acc", "99.99"),
+            ("autoattack_acc", "99.99"),
+            ("eps", "0.031"),
+            ("dataset", "cifar10"),
+            ("architecture", "WideResNet-28-10"),
+            ("unreliable", True),
+            ("additional_data", True),
+            ("number_forward_passes", 2),
+        ],
+    )
+    def test_a_record_that_disagrees_with_itself_is_refused(self, make_result, key, value):
+        message = refused(tree(make_result().result) | {key: value})
+        assert key in message
+        assert "the typed blocks say" in message
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"limit": 100}, {"smoke": True}, {"protocol": "fast"}],
+    )
+    def test_autoattack_acc_is_absent_unless_it_is_the_whole_thing(self, make_result, change):
+        record = tree(make_result(**change).result)
+        assert "autoattack_acc" not in record
+        assert "clean_acc" in record
+
+    @pytest.mark.parametrize(
+        ("stage", "params"),
+        [
+            ("apgd-ce", {"steps": 10}),
+            ("apgd-t", {"targets": 8}),
+            ("square", {"queries": 1000}),
+            ("fab-t", {"eps": "16/255"}),
+            ("apgd-ce", {"version": "rand"}),
+        ],
+    )
+    def test_a_weaker_autoattack_is_not_called_so(self, make_result, stage, params):
+        made = make_result()
+        weaker = [
+            record.model_copy(update={"params": record.params | params})
+            if record.attack == stage
+            else record
+            for record in made.result.evaluation
+        ]
+        assert make_result(evaluation=weaker).result.autoattack_acc is None
+        forged = tree(made.result)
+        forged["evaluation"] = [stage.model_dump(mode="json") for stage in weaker]
+        assert "autoattack_acc" in refused(forged)
+
+    def test_torchattacks_autoattack_is_not_autoattack(self, make_result):
+        made = make_result()
+        other = [
+            record.model_copy(
+                update={
+                    "implementation": record.implementation.model_copy(
+                        update={"package": "torchattacks"}
+                    )
+                }
+            )
+            for record in made.result.evaluation
+        ]
+        assert make_result(evaluation=other).result.autoattack_acc is None
+
+    def test_external_is_absent_when_unknown_and_null_is_refused(self, make_result):
+        record = tree(make_result().result)
+        assert "external" not in record
+        assert "leave the key out" in refused(record | {"external": None})
+        known = make_result(published={"external": "41.20"}).result
+        assert tree(known)["external"] == "41.20"
+
+    def test_a_flag_makes_the_entry_unreliable_by_its_severity_only(self, make_result):
+        for severity, unreliable in (("note", False), ("warning", False), ("unreliable", True)):
+            flag = Flag(code="mask", severity=severity)  # pyright: ignore[reportArgumentType]
+            assert make_result(flags=[flag]).result.unreliable is unreliable
+
+    def test_extra_or_synthetic_images_are_additional_data(self, make_result):
+        made = make_result()
+        for role, additional in (("train", False), ("extra", True), ("synthetic", True)):
+            block = tree(made.result)["training"]
+            block["data"].append({"name": "more", "role": role, "count": 10})
+            again = make_result(training=schema.Training.model_validate(block)).result
+            assert again.additional_data is additional
+
+
+class TestStatus:
+    def test_a_failed_run_has_an_error_and_no_numbers(self, make_result):
+        failure = Failure(stage="train", type="RunFailed", message="loss is NaN at step 12")
+        failed = make_result(
+            status="error", error=failure, metrics=None, evidence=None, evaluation=[]
+        ).result
+        record = tree(failed)
+        assert "clean_acc" not in record
+        assert record["error"]["message"] == "loss is NaN at step 12"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"status": "error"},
+            {"metrics": None},
+            {"evidence": None},
+            {"error": Failure(stage="x", type="y", message="z")},
+        ],
+    )
+    def test_success_is_complete_and_error_has_a_reason(self, make_result, change):
+        with pytest.raises(UserError):
+            make_result(**change)
+
+    def test_a_stage_that_left_its_bounds_is_no_success(self, make_result):
+        record = make_result().result.evaluation[1].model_dump(mode="json")
+        record["max_violation"]["norm"] = 2e-6
+        with pytest.raises(ValueError, match="left its bounds"):
+            StageRecord.model_validate(record)
+        record["status"] = "error"
+        record["error"] = {"stage": "fgsm", "type": "RunFailed", "message": "left its bounds"}
+        StageRecord.model_validate(record)
+
+    def test_more_cannot_stand_after_an_attack_than_before(self, make_result):
+        record = make_result().result.evaluation[1].model_dump(mode="json")
+        with pytest.raises(ValueError, match="survive"):
+            StageRecord.model_validate(record | {"n_out": record["n_in"] + 1})
+
+    def test_a_stage_in_error_makes_no_successful_run(self, make_result):
+        record = tree(make_result().result)
+        record["evaluation"][1] |= {
+            "status": "error",
+            "error": {"stage": "fgsm", "type": "RuntimeError", "message": "out of memory"},
+        }
+        assert "did not succeed" in refused(record)
+
+    def test_selection_on_the_test_split_is_refused(self, make_result):
+        record = tree(make_result().result)
+        record["training"]["selection"]["split"] = "test"
+        assert "training.selection.split" in refused(record)
+
+
+class TestRunHash:
+    def hash(self, stages: list[StageRecord], **change: str) -> str:
+        plain = {"task_hash": "a" * 64, "loader": "m:f", "checkpoint_sha256": "b" * 64} | change
+        threat = ThreatBlock.model_validate({"norm": "Linf", "eps": "8/255"})
+        return results.run_hash(threat=threat, evaluation=stages, **plain)
+
+    def test_two_honest_machines_agree(self, make_result):
+        stages = make_result().result.evaluation
+        slower = [
+            stage.model_copy(update={"wall_seconds": 99.0, "forwards": 11.0}) for stage in stages
+        ]
+        assert self.hash(stages) == self.hash(slower)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"seed": 1},
+            {"batch_size": 64},
+            {"partition": "all"},
+            {"dtype": "bfloat16"},
+            {"tf32": True},
+            {"compiled": True},
+            {"memory_format": "channels_last"},
+            {"params": {"steps": 9}},
+            {"attack": "pgd-9"},
+        ],
+    )
+    def test_whatever_changes_a_number_changes_the_hash(self, make_result, change):
+        stages = make_result().result.evaluation
+        changed = [stages[0].model_copy(update=change), *stages[1:]]
+        assert self.hash(stages) != self.hash(changed)
+
+    @pytest.mark.parametrize("name", ["task_hash", "loader", "checkpoint_sha256"])
+    def test_question_model_and_weights_are_in_it(self, make_result, name):
+        stages = make_result().result.evaluation
+        assert self.hash(stages) != self.hash(stages, **{name: "f" * 64})
+
+    def test_the_record_carries_it_and_the_entry_is_named_by_it(self, make_result):
+        result = make_result().result
+        assert result.run_hash is not None
+        assert result.submission_id == f"aal-pgd-cnn4-seed0-{result.run_hash[:8]}"
+
+
+class TestFiles:
+    def test_written_and_read_records_are_equal(self, make_result, tmp_path):
+        result = make_result().result
+        results.write(tmp_path / "result.json", result)
+        assert results.read(tmp_path / "result.json") == result
+
+    def test_the_file_is_plain_json_with_fractions_and_no_floats_for_eps(
+        self, make_result, tmp_path
+    ):
+        results.write(tmp_path / "result.json", make_result().result)
+        record = json.loads((tmp_path / "result.json").read_text())
+        assert record["threat"] == {
+            "norm": "Linf",
+            "eps": "32/255",
+            "box": [0.0, 1.0],
+            "targeted": False,
+        }
+        assert record["schema_version"] == "1.0"
+        assert record["created"] == "2026-01-02T00:00:00+00:00"
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "not a JSON record"),
+            ("{", "not a JSON record"),
+            ("[]", "result.json"),
+            ("<html></html>", "not a JSON record"),
+            ('{"limit": NaN}', "NaN is no number"),
+            ("{}", "result.json"),
+        ],
+    )
+    def test_other_files_are_a_clear_error(self, tmp_path, content, message):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(UserError, match=message) as caught:
+            results.read(tmp_path / "result.json")
+        assert len(str(caught.value).splitlines()) == 1
+
+    def test_a_missing_file_is_a_clear_error(self, tmp_path):
+        with pytest.raises(UserError, match="No such file"):
+            results.read(tmp_path / "result.json")
+
+    def test_unknown_keys_are_named(self, make_result):
+        assert "clean_accuracy" in refused(tree(make_result().result) | {"clean_accuracy": "1"})
+
+    def test_a_process_killed_while_writing_leaves_the_old_record(self, make_result, tmp_path):
+        path = tmp_path / "result.json"
+        result = make_result().result
+        results.write(path, result)
+        # json.dumps is done before the file is opened; so the write itself is made to stop halfway.
+        script = """
+import os, sys, time
+from pathlib import Path
+from aal_bench import results
+def stop(descriptor):
+    print("written, not yet in place", flush=True)
+    time.sleep(60)
+result = results.read(Path(sys.argv[1]))
+os.fsync = stop
+results.write(Path(sys.argv[1]), result.model_copy(update={"command": ["changed"]}))
+"""
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            assert process.stdout.readline().startswith("written")
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert results.read(path) == result
+
+    def test_the_evidence_block_describes_the_file(self, make_result, tmp_path):
+        import hashlib
+
+        evidence = make_result().evidence
+        path = tmp_path / "evidence.npz"
+        evidence.save(path)
+        block = results.evidence_file(path, evidence, {"pixels": "d" * 64})
+        assert block.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (block.path, block.rows) == ("evidence.npz", 360)
+        assert "pgd-10.ok" in block.columns
+        with np.load(path, allow_pickle=False) as arrays:
+            assert str(arrays["format"]) == block.format
+
+
+class TestSchema:
+    def test_every_field_is_documented(self):
+        def blocks(model: type[BaseModel]) -> list[type[BaseModel]]:
+            return [model, *(deep for sub in model.__subclasses__() for deep in blocks(sub))]
+
+        undocumented = [
+            f"{block.__name__}.{name}"
+            for block in blocks(schema.Block)
+            for name, field in block.model_fields.items()
+            if not field.description
+        ]
+        assert undocumented == []
+
+    def test_the_json_schema_can_be_made(self):
+        assert "external" in Result.model_json_schema(mode="validation")["properties"]
+
+    def test_the_environment_that_the_package_describes_fits(self):
+        from aal_bench import environment
+
+        block = schema.Environment.model_validate(environment.describe())
+        assert block.python.startswith("3.")
+
+    def test_a_record_needs_no_robustbench_keys(self, make_result):
+        record = tree(make_result().result)
+        typed = {key: record[key] for key in Record.model_fields}
+        assert Record.model_validate(typed).task.id == "digits"
+
+    def test_an_update_is_part_of_the_methods_name(self, make_result):
+        from aal_bench.config import Choice
+
+        run = make_result(method="pgd").run.model_copy(update={"update": Choice(name="awp")})
+        assert results.method_name(run) == "pgd-awp"

@@ -6,6 +6,7 @@ change verdicts. Written in parts, batch by batch, and merged when the evaluatio
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,9 @@ class Adversarials:
 
     def merge(self, evidence: Evidence) -> int:
         """Write ``adversarials.npz`` (index, stage, x) in index order; returns their number."""
-        if self.merged.exists() and not self._sorted():
+        if self.merged.exists():
+            # It is written once, when everything is there: parts beside it are a killed clean-up's.
+            shutil.rmtree(self.parts, ignore_errors=True)
             with np.load(self.merged, allow_pickle=False) as arrays:
                 return len(arrays["index"])
         rows, stages, images = [], [], []
@@ -58,7 +61,5 @@ class Adversarials:
                 stage=np.concatenate(stages)[order],
                 x=np.concatenate(images)[order],
             )
-        for part in self._sorted():
-            part.unlink()
-        self.parts.rmdir()
+        shutil.rmtree(self.parts)  # a killed write's temporary file included
         return len(row)

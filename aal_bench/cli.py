@@ -30,7 +30,10 @@ class Group(click.Group):
         except OSError as error:
             if error.errno not in FULL_DISK:
                 raise
-            _fail(f"{error.filename or 'writing'}: no space left; free some, then --resume", EXIT_USAGE)
+            _fail(
+                f"{error.filename or 'writing'}: no space left; free some, then --resume",
+                EXIT_USAGE,
+            )
         except KeyboardInterrupt:
             _fail("cancelled; the same command with --resume continues", EXIT_CANCELLED)
 
@@ -73,8 +76,13 @@ def _shared(command: Any) -> Any:
         click.option("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)."),
         click.option("--out", type=click.Path(path_type=Path), help="Folder of the run."),
         click.option("--resume", is_flag=True, help="Continue an unfinished run."),
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-                     help="Override any key: train.lr=0.05, threat.eps=4/255, xi2=0."),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Override any key: train.lr=0.05, threat.eps=4/255, xi2=0.",
+        ),
         click.option("--smoke", is_flag=True, help="Seconds, tiny limits: never a result."),
     ]
     for option in reversed(options):
@@ -84,19 +92,33 @@ def _shared(command: Any) -> Any:
 
 @main.command()
 @click.argument("task")
-@click.option("--method", default="standard", show_default=True,
-              help="A registered method, module:Class or file.py:Class.")
+@click.option(
+    "--method",
+    default="standard",
+    show_default=True,
+    help="A registered method, module:Class or file.py:Class.",
+)
 @click.option("--update", default="plain", show_default=True, help="plain or awp.")
 @click.option("--model", help="A registered model or module:builder (default: the task's).")
 @click.option("--epochs", type=click.IntRange(1), help="Default: the task's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Default: the task's.")
 @click.option("--limit-train", type=click.IntRange(1), help="Training images.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]),
-              help="Of training (default: bf16 where the hardware multiplies it).")
-@click.option("--compile/--no-compile", default=False, show_default=True,
-              help="torch.compile the training step.")
-@click.option("--ema", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Decay of weight averaging, e.g. 0.999; off by default.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    help="Of training (default: bf16 where the hardware multiplies it).",
+)
+@click.option(
+    "--compile/--no-compile",
+    default=False,
+    show_default=True,
+    help="torch.compile the training step.",
+)
+@click.option(
+    "--ema",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Decay of weight averaging, e.g. 0.999; off by default.",
+)
 @_shared
 def run(task: str, data_dir: Path | None, out: Path | None, resume: bool, **options: Any) -> None:
     """Train TASK with a method, attack the result, write the report.
@@ -111,14 +133,24 @@ def run(task: str, data_dir: Path | None, out: Path | None, resume: bool, **opti
 
 @main.command()
 @click.argument("task")
-@click.option("--checkpoint", type=click.Path(path_type=Path),
-              help="safetensors, or a torch file of tensors; ours describe themselves.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="safetensors, or a torch file of tensors; ours describe themselves.",
+)
 @click.option("--model", help="What the checkpoint is: a registered model or module:builder.")
-@click.option("--method", default="standard", show_default=True,
-              help="Method whose surgery the model carries (aal-pgd: the gate).")
+@click.option(
+    "--method",
+    default="standard",
+    show_default=True,
+    help="Method whose surgery the model carries (aal-pgd: the gate).",
+)
 @click.option("--robustbench", metavar="NAME", help="An entry of RobustBench's model zoo.")
-@click.option("--normalise", metavar="none|task|MEAN/STD",
-              help="Input layer of a foreign checkpoint (default none: it takes [0,1]).")
+@click.option(
+    "--normalise",
+    metavar="none|task|MEAN/STD",
+    help="Input layer of a foreign checkpoint (default none: it takes [0,1]).",
+)
 @_shared
 def evaluate(
     task: str,

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from aal_bench.errors import UserError, did_you_mean
 from aal_bench.hashing import sha256_json
-from aal_bench.threat import ExactFraction, Threat
+from aal_bench.threat import ExactFraction, Threat, format_fraction
 
 Family = Literal["classification", "detection", "fewshot"]
 M = TypeVar("M", bound=BaseModel)
@@ -22,7 +30,19 @@ M = TypeVar("M", bound=BaseModel)
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error: a mistyped option must never be a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_in_disguise(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` for 1 and ``"30"`` for 30, which pydantic would convert."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {*(get_args(annotation) or [annotation])} - {type(None)}
+        if isinstance(value, bool | str) and kinds and kinds <= {int, float}:
+            raise ValueError(f"must be a number, got {value!r}")
+        return value
 
 
 class Subset(Strict):
@@ -36,7 +56,7 @@ class Data(Strict):
     """Which images, and what is done to them before the model sees [0, 1] pixels."""
 
     name: str
-    """Loader: an embedded set (``digits``) or a downloadable one (``cifar10``, ``imagenet``, ...)."""
+    """Loader: an embedded set (``digits``) or one on disk (``cifar10``, ``imagenet``, ...)."""
     classes: int = Field(ge=2)
     size: int = Field(gt=0)
     """Side of the square images fed to the model, in pixels."""
@@ -48,37 +68,37 @@ class Data(Strict):
 
 
 class Attack(Strict):
-    """The training attack's step and count; the budget is the threat's eps."""
+    """Step of every multi-step attack, and steps of the training's; the budget is the threat's."""
 
-    step: ExactFraction
-    steps: int = Field(10, ge=1)
+    step: ExactFraction = Field(gt=0)
+    steps: int = Field(default=10, ge=1)
 
 
 class Train(Strict):
     """Schedule and optimiser, equal for every method so that rows compare."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     lr: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
     """``step`` only: fractions of training at which the rate is multiplied by `decay`."""
-    decay: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: float = Field(0.0, ge=0)
+    decay: float = Field(default=0.1, gt=0, le=1)
+    warmup_epochs: float = Field(default=0.0, ge=0)
     augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = "crop-flip"
-    pad: int = Field(4, ge=0)
+    pad: int = Field(default=4, ge=0)
     """``crop-flip`` and ``shift``: zero padding on every side before the random crop."""
-    validation: int = Field(0, ge=0)
-    """Images of the *training* split held out, class-balanced, for selection; 0: keep "last" only."""
+    validation: int = Field(default=0, ge=0)
+    """*Training* images held out, class-balanced, for selection; 0: keep "last" only."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part."""
     validation_seed: int = 0
-    validate_every: int = Field(1, ge=1)
-    checkpoint_every: int | None = Field(None, ge=1)
+    validate_every: int = Field(default=1, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
     """Also write a resumable checkpoint every so many steps; None: at the end of epochs only."""
-    grad_clip: float | None = Field(None, gt=0)
+    grad_clip: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _selectable(self) -> Train:
@@ -90,7 +110,7 @@ class Train(Strict):
 class Evaluation(Strict):
     """The fixed partition and seed of every attack: they are part of the question."""
 
-    batch_size: int = Field(512, ge=1)
+    batch_size: int = Field(default=512, ge=1)
     seed: int = 0
 
 
@@ -133,6 +153,8 @@ class Task(Strict):
             "family": self.family,
             "data": self.data.model_dump(mode="json", exclude={"fingerprints"}),
             "threat": self.threat.model_dump(mode="json"),
+            # PGD with another step is another attack, and a tiny one makes any model look robust.
+            "step": format_fraction(self.attack.step),
             "evaluation": self.evaluation.model_dump(mode="json"),
             "fingerprint": fingerprint,
         }
@@ -147,13 +169,20 @@ class Choice(Strict):
 
     name: str
     options: dict[str, Any] = {}
+    source: str | None = None
+    """sha256 of the file that defines a ``module:Class``: other code is another configuration."""
+
+    def identity(self) -> dict[str, Any]:
+        """What `Run.identity` keeps: ``path/to/file.py:Class`` without its path."""
+        kept = {"name": self.name.rpartition("/")[2], "options": self.options}
+        return kept if self.source is None else kept | {"source": self.source}
 
 
 class Limits(Strict):
     """Cuts for development; a limit on evaluation is never eligible for a leaderboard."""
 
-    train: int | None = Field(None, ge=1)
-    eval: int | None = Field(None, ge=1)
+    train: int | None = Field(default=None, ge=1)
+    eval: int | None = Field(default=None, ge=1)
 
 
 class Run(Strict):
@@ -165,16 +194,17 @@ class Run(Strict):
     model: Choice
     protocol: str
     limits: Limits = Limits()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     smoke: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The configuration without seed, paths and device: what `hash` covers."""
         tree = self.model_dump(mode="json", exclude={"seed", "device"})
+        tree |= {key: getattr(self, key).identity() for key in ("method", "update", "model")}
         for cosmetic in ("title", "paper"):
             tree["task"].pop(cosmetic)
         tree["task"]["data"].pop("fingerprints")
@@ -185,28 +215,31 @@ class Run(Strict):
         return sha256_json(self.identity())
 
 
-def explain(error: ValidationError, where: str) -> UserError:
+def explain(error: ValidationError, where: str, model: type[BaseModel]) -> UserError:
     """Turn a pydantic error into one line that names the key, what is wrong and the near keys."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return UserError(f"{where}: unknown key '{key}'.{_near_key(error, first['loc'])}")
+        return UserError(f"{where}: unknown key '{key}'.{_near_key(model, first['loc'])}")
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] in {"missing", "value_error"} else f" (got {first['input']!r})"
+    told = first["type"] in {"missing", "value_error"}
+    shown = "" if told else f" (got {shorten(repr(first['input']))})"
     return UserError(f"{where}: {key}: {message}{shown}" if key else f"{where}: {message}{shown}")
 
 
-def _near_key(error: ValidationError, loc: tuple[int | str, ...]) -> str:
-    model: Any = {cls.__name__: cls for cls in _subclasses(Strict)}.get(error.title)
+def shorten(text: str, width: int = 60) -> str:
+    """`text` on one line of at most `width` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."
+
+
+def _near_key(model: Any, loc: tuple[int | str, ...]) -> str:
     for part in loc[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field is not None else None
-    known = sorted(getattr(model, "model_fields", {}))
+        kinds = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        model = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    known = list(getattr(model, "model_fields", {}))
     return did_you_mean(str(loc[-1]), known) or (f" Known: {', '.join(known)}." if known else "")
-
-
-def _subclasses(cls: type) -> list[type]:
-    return [cls, *(deep for sub in cls.__subclasses__() for deep in _subclasses(sub))]
 
 
 def parse(model: type[M], tree: dict[str, Any], where: str) -> M:
@@ -218,14 +251,20 @@ def parse(model: type[M], tree: dict[str, Any], where: str) -> M:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, where) from None
+        raise explain(error, where, model) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; a syntax error names file and position."""
+    """Read a TOML file.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML (the position is named).
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
 
 
@@ -251,7 +290,9 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, leaf = dotted.split(".")
     node = tree
     for part in parents:
-        node = node.setdefault(part, {})
+        if node.get(part) is None:  # an optional table that the task leaves out
+            node[part] = {}
+        node = node[part]
         if not isinstance(node, dict):
             raise UserError(f"--set {dotted}: '{part}' is a value, not a table")
     node[leaf] = value
@@ -267,5 +308,3 @@ def differing(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[st
         elif left != right:
             names.append(f"{prefix}{key}")
     return names
-
-

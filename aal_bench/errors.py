@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one or two lines naming the mend; the command exits with 2."""
+    """A mistake that the user can mend: one or two lines naming the mend; exits with 2."""
 
 
 class RunFailed(Exception):

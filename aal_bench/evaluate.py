@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from aal_bench import paths
+from aal_bench import paths, registry
 from aal_bench.config import Normalisation, Run, parse
 from aal_bench.errors import UserError
 from aal_bench.hashing import sha256_file, sha256_json
@@ -23,7 +25,7 @@ class Foreign(NamedTuple):
 
     model: nn.Module
     sha256: str
-    """Of the weights file; of the builder's name where there is none."""
+    """Of the weights file; of the builder's name and its weights where there is none."""
     block: dict[str, Any] | None
     """``{sha256, bytes, format}`` of the weights file."""
 
@@ -51,13 +53,10 @@ def evaluate(
         UserError: the file is no checkpoint or of another architecture; clean accuracy at chance.
         RunFailed: an attack failed.
     """
-    if source.checkpoint is None and source.robustbench is None and ":" not in (request.model or ""):
-        raise UserError("give --checkpoint FILE, --robustbench NAME or --model module:builder")
+    _unambiguous(request, source)
     described = None if source.checkpoint is None else _describe(source.checkpoint)
     if described is not None:
-        request = request._replace(
-            model=request.model or described.model, method=described.method
-        )
+        request = request._replace(model=request.model or described.model, method=described.method)
     elif source.robustbench is not None:
         request = request._replace(model=f"robustbench:{source.robustbench}")
     elif request.model is None:
@@ -73,6 +72,23 @@ def evaluate(
     )
     job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
     return execute(job)
+
+
+def _unambiguous(request: Request, source: Source) -> None:
+    if source.robustbench is not None:
+        given = {
+            "--checkpoint": source.checkpoint,
+            "--model": request.model,
+            "--normalise": source.normalise,
+        }
+        surplus = [name for name, value in given.items() if value is not None]
+        if surplus:
+            raise UserError(
+                f"--robustbench {source.robustbench} is a whole model, its normalisation included:"
+                f" omit {' and '.join(surplus)}"
+            )
+    elif source.checkpoint is None and ":" not in (request.model or ""):
+        raise UserError("give --checkpoint FILE, --robustbench NAME or --model module:builder")
 
 
 def _describe(path: Path) -> weights.Described | None:
@@ -97,29 +113,41 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
                 f" {described.size} px, task {task.name} has {task.data.classes} and"
                 f" {task.data.size} px"
             )
-        update["method"] = run.method.model_copy(update={"options": described.options})
+        known = registry.load(registry.method_row(described.method).target).Options
+        options = parse(known, described.options, f"{source.checkpoint}: method {described.method}")
+        update["method"] = run.method.model_copy(
+            update={"options": options.model_dump(mode="json")}
+        )
     return run.model_copy(update=update)
 
 
-def _normalisation(
-    source: Source, run: Run, described: weights.Described | None
-) -> Normalisation:
-    text = source.normalise
-    if text is None and described is not None:
-        return parse(Normalisation, described.normalisation, str(source.checkpoint))
-    if text in {None, "none"}:
+def _normalisation(source: Source, run: Run, described: weights.Described | None) -> Normalisation:
+    given = None if source.normalise is None else _typed(source.normalise, run)
+    if described is None:
+        return given or Normalisation()
+    own = parse(Normalisation, described.normalisation, str(source.checkpoint))
+    if given is not None and given != own:
+        raise UserError(f"{source.checkpoint} says its own normalisation: omit --normalise")
+    return own
+
+
+def _typed(text: str, run: Run) -> Normalisation:
+    if text == "none":
         return Normalisation()
     if text == "task":
         return run.task.normalisation
     try:
-        mean, std = (
-            tuple(float(part) for part in side.split(",")) for side in str(text).split("/")
-        )
+        mean, std = (tuple(float(part) for part in side.split(",")) for side in text.split("/"))
     except ValueError:
+        mean = std = ()
+    if not (mean and std and all(isfinite(value) for value in (*mean, *std))):
         raise UserError(
             f"--normalise {text}: write none, task or MEAN/STD as in 0.49,0.48,0.45/0.25,0.24,0.26"
-        ) from None
-    widened = {"mean": mean * 3 if len(mean) == 1 else mean, "std": std * 3 if len(std) == 1 else std}
+        )
+    widened = {
+        "mean": mean * 3 if len(mean) == 1 else mean,
+        "std": std * 3 if len(std) == 1 else std,
+    }
     return parse(Normalisation, widened, f"--normalise {text}")
 
 
@@ -129,13 +157,13 @@ def _load(run: Run, source: Source) -> Foreign:
     task = run.task
     if source.robustbench is not None:
         return _from_robustbench(run, source.robustbench)
-    try:
-        model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
-    except TypeError as error:
-        raise UserError(f"--model {run.model.name}: builder(classes, size) failed: {error}") from None
+    # A builder that draws its weights draws the same ones again, and the run can be resumed.
+    torch.manual_seed(run.seed)
+    model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
     model = build_method(run).build(model)
     if source.checkpoint is None:
-        digest = sha256_json({"builder": run.model.name})
+        # Of the weights, not only of the name: the builder may load others tomorrow.
+        digest = sha256_json({"builder": run.model.name, "weights": weights.digest(model)})
         return Foreign(model, digest, None)
     path = source.checkpoint
     weights.load_into(model, weights.read(path), path, run.model.name)

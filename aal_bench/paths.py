@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """Return ``tasks`` or ``leaderboards``: beside the package in a checkout, inside it in a wheel."""
+    """``tasks`` or ``leaderboards``: beside the package in a checkout, inside it in a wheel."""
     beside = PACKAGE.parent / name
     return beside if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE / "_data" / name
 
@@ -24,6 +24,5 @@ def cache_folder() -> Path:
 
 def run_folder(task: str, method: str, config_hash: str, seed: int) -> Path:
     """The default folder of a run, relative to the current directory."""
-    return Path("runs") / task / method.replace(":", "_").replace("/", "_") / (
-        f"{config_hash[:12]}-seed{seed}"
-    )
+    folder = method.replace(":", "_").replace("/", "_")
+    return Path("runs") / task / folder / f"{config_hash[:12]}-seed{seed}"

@@ -2,17 +2,21 @@
 
 Nothing here imports torch: ``aal-bench list`` and ``--help`` read these tables and answer at once.
 Third parties add rows through the entry points ``aal_bench.methods``, ``aal_bench.attacks`` and
-``aal_bench.tasks``; a single user through ``module:Class`` or ``file.py:Class``.
+``aal_bench.tasks``; a single user through ``module:Class`` or ``file.py:Class``. A name of ours
+always means ours: no installed package can change what ``pgd`` is.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aal_bench.errors import UserError, did_you_mean
 from aal_bench.paths import data_folder
+from aal_bench.plugins import folders, installed, load
+
+__all__ = ["Found", "Row", "find", "load", "method_row", "protocol", "rows", "serves"]
 
 CLASSIFICATION = ("classification",)
 ANY = ("classification", "detection", "fewshot")
@@ -45,16 +49,12 @@ METHODS = {
     "aal-fgsm": Row(
         "aal_bench.methods.aal:AALFGSM", ANY, "selective attack on the gate's M^a, one step"
     ),
-    "aal-pgd": Row(
-        "aal_bench.methods.aal:AALPGD", ANY, "selective attack on the gate's M^a, PGD"
-    ),
+    "aal-pgd": Row("aal_bench.methods.aal:AALPGD", ANY, "selective attack on the gate's M^a, PGD"),
 }
 
 UPDATES = {
     "plain": Row("aal_bench.methods.updates:Plain", ANY, "one optimiser step on the loss"),
-    "awp": Row(
-        "aal_bench.methods.updates:AWP", ANY, "adversarial weight perturbation (Wu 2020)"
-    ),
+    "awp": Row("aal_bench.methods.updates:AWP", ANY, "adversarial weight perturbation (Wu 2020)"),
 }
 
 ATTACKS = {
@@ -152,17 +152,29 @@ def find(kind: str, name: str) -> Found:
     Raises:
         UserError: unknown name; the nearest ones are named.
     """
-    table = TABLES[kind] | entry_points(kind)
+    found = _match(TABLES[kind], name) or _match(entry_points(kind), name)
+    if found is not None:
+        return found
+    hint = did_you_mean(name, list(rows(kind)))
+    where = "methods" if kind == "update" else f"{kind}s"
+    raise UserError(f"unknown {kind} '{name}'.{hint} (aal-bench list {where})")
+
+
+def _match(table: dict[str, Row], name: str) -> Found | None:
     if name in table:
         return Found(name, table[name], ())
     for pattern, row in table.items():
         shape = re.sub(r"-[NDW](?=-|$)", lambda _: rf"-({_NUMBER})", pattern)
         match = re.fullmatch(shape, name)
-        if match and shape != pattern:
+        if match and match.groups():
             return Found(name, row, tuple(int(number) for number in match.groups()))
-    raise UserError(
-        f"unknown {kind} '{name}'.{did_you_mean(name, list(table))} (aal-bench list {kind}s)"
-    )
+    return None
+
+
+def rows(kind: str) -> dict[str, Row]:
+    """Every row of a table, ours before those of installed packages."""
+    ours = TABLES[kind]
+    return ours | {name: row for name, row in entry_points(kind).items() if name not in ours}
 
 
 def method_row(name: str) -> Row:
@@ -181,59 +193,11 @@ def serves(row: Row, name: str, family: str) -> None:
         )
 
 
-def load(target: str) -> Any:
-    """Import ``package.module:attribute`` or ``path/to/file.py:attribute``.
-
-    Raises:
-        UserError: no such module, file or attribute.
-    """
-    module_name, _, attribute = target.rpartition(":")
-    if not module_name or not attribute:
-        raise UserError(f"'{target}' is not module:name or file.py:name")
-    module = _from_file(module_name) if module_name.endswith(".py") else _from_name(module_name)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f"{module_name} has no '{attribute}'.{did_you_mean(attribute, public)}"
-        ) from None
-
-
-def _from_file(name: str) -> Any:
-    import importlib.util
-    import sys
-
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"{name}: no such file")
-    module_name = f"aal_bench_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _from_name(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
-        raise UserError(f"no module named '{name}' (is it on PYTHONPATH?)") from None
-
-
 def entry_points(kind: str) -> dict[str, Row]:
     """Rows that installed packages offer under ``aal_bench.<kind>s``."""
-    from importlib import metadata
-
     return {
-        point.name: Row(point.value, ANY, f"from {point.value.split('.')[0]}")
-        for point in metadata.entry_points(group=f"aal_bench.{kind}s")
+        point.name: Row(point.value, ANY, f"from {point.module.split('.')[0]}")
+        for point in installed(f"aal_bench.{kind}s")
     }
 
 
@@ -248,7 +212,8 @@ def task_file(name: str) -> Path:
         if not path.is_file():
             raise UserError(f"{name}: no such task file")
         return path
-    known = task_files()
+    ours = _toml_files(data_folder("tasks"))
+    known = ours if name in ours else task_files()
     if name not in known:
         raise UserError(
             f"unknown task '{name}'.{did_you_mean(name, list(known))} (aal-bench list tasks)"
@@ -257,22 +222,44 @@ def task_file(name: str) -> Path:
 
 
 def task_files() -> dict[str, Path]:
-    """Every task by name: ours, and those that installed packages offer (a folder of TOML)."""
-    from importlib import metadata
-    from importlib.util import find_spec
+    """Every task by name: ours, and those that installed packages offer (a folder of TOML).
 
-    folders = [data_folder("tasks")]
-    for point in metadata.entry_points(group="aal_bench.tasks"):
-        spec = find_spec(point.value)
-        folders += [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.toml"))}
+    Raises:
+        UserError: a package offers a folder that it does not have.
+    """
+    files = _toml_files(data_folder("tasks"))
+    for point in installed("aal_bench.tasks"):
+        for folder in folders(point):
+            files = _toml_files(folder) | files
+    return files
+
+
+def _toml_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def protocol(name: str) -> tuple[str, ...]:
-    """The stages of a named protocol, in order."""
+    """The stages of a named protocol, or of a list such as ``clean,pgd-100``, in order.
+
+    Raises:
+        UserError: unknown protocol or attack, or a list that does not begin with ``clean``.
+    """
+    if "," in name:
+        return _listed(name)
     if name not in PROTOCOLS:
         raise UserError(
             f"unknown protocol '{name}'.{did_you_mean(name, list(PROTOCOLS))}"
-            f" Known: {', '.join(PROTOCOLS)}"
+            f" Known: {', '.join(PROTOCOLS)}; or a list: clean,pgd-100"
         )
     return PROTOCOLS[name][0]
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    stages = tuple(text.split(","))
+    for stage in stages:
+        find("attack", stage)
+    if stages[0] != "clean" or len(set(stages)) < max(len(stages), 2):
+        raise UserError(
+            f"--protocol {text}: a list begins with clean, and names each of its attacks once"
+        )
+    return stages

@@ -40,7 +40,8 @@ def table(result: Result, task: Task) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left")
+    # rich wraps title and caption to the table's width, and the numbers alone make it narrow.
+    out = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title_justify="left", min_width=84)
     out.title = Text(title(result), style="bold")
     out.caption = Text("\n".join(captions(result, task)))
     out.caption_justify = "left"
@@ -105,6 +106,7 @@ def _banner(result: Result) -> str:
 def _results(result: Result, task: Task) -> str:
     rows = []
     prefix = " ".join(f"**{mark}**" for mark in marks(result))
+    star = "\\*" if other_backbone(relevant_claims(result, task)) else ""
     for line in lines(result, task):
         low, high = line.measure.ci95
         gap = NONE if line.paper is None else f"{100 * (line.measure.value - line.paper):+.2f}"
@@ -114,14 +116,17 @@ def _results(result: Result, task: Task) -> str:
                 f"{100 * line.measure.value:.2f} %",
                 f"[{100 * low:.2f}, {100 * high:.2f}]",
                 str(line.measure.n),
-                points(line.paper, 2),
+                points(line.paper, 2) + (star if line.paper is not None else ""),
                 gap,
                 points(line.reference, 2),
             )
         )
     head = ("stage", "accuracy", "95 % interval", "images", "paper", "difference", "reference")
     body = _grid(head, rows) if rows else "Nothing was measured."
-    notes = "\n".join(f"- {caption}" for caption in captions(result, task))
+    notes = "\n".join(
+        f"- {star} {caption[2:]}" if caption.startswith("* ") else f"- {caption}"
+        for caption in captions(result, task)
+    )
     return f"## Result\n\n{body}\n\n{notes}"
 
 
@@ -229,11 +234,12 @@ def _cost(result: Result) -> str:
 
 def _environment(result: Result) -> str:
     tree = result.environment.model_dump(mode="json", exclude={"packages", "aal_bench"})
-    rows = [(key, f"{value}") for key, value in tree.items() if value not in (None, 0)]
+    listed = result.environment.packages
+    rows = [(key, f"{value}") for key, value in tree.items() if value and key not in listed]
     code = result.environment.aal_bench
     state = {True: ", uncommitted changes", False: ""}.get(bool(code.dirty), "")
     rows.append(("aal-bench", f"{code.version}, commit {code.commit or 'unknown'}{state}"))
-    rows += list(result.environment.packages.items())
+    rows += list(listed.items())
     return "## Environment\n\n" + _grid(("", "version"), rows)
 
 
@@ -251,7 +257,7 @@ def _identity(result: Result) -> str:
             (f"data: {key}", value) for key, value in result.evidence.dataset_fingerprint.items()
         ]
     shown = [(name, f"`{digest}`") for name, digest in rows if digest]
-    return "## Hashes (sha256)\n\n" + _grid(("of", "value"), shown)
+    return "## Identity\n\n" + _grid(("of", "sha256 or count"), shown)
 
 
 def _reproduce(result: Result) -> str:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aal_bench import registry
-from aal_bench.config import Choice, Limits, Run, Task, parse, parse_value, read_task, set_path
+from aal_bench.config import (
+    Choice,
+    Limits,
+    Run,
+    Strict,
+    Task,
+    parse,
+    parse_value,
+    read_task,
+    set_path,
+)
 from aal_bench.errors import UserError, did_you_mean
+from aal_bench.plugins import source_sha256
+
+if TYPE_CHECKING:
+    from aal_bench.methods.base import Method
 
 SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
 """What ``--smoke`` cuts a run down to."""
@@ -41,42 +55,17 @@ def resolve(request: Request) -> Run:
     Raises:
         UserError: an unknown name or key, a value of the wrong type or out of range.
     """
-    task = read_task(registry.task_file(request.task)).model_dump(mode="json")
-    row = registry.method_row(request.method)
-    registry.serves(row, request.method, task["family"])
-    method_options = registry.load(row.target).Options
-    update_row = registry.find("update", request.update).row
-    update_options = registry.load(update_row.target).Options
-    tree: dict[str, Any] = {"task": task, "method": {}, "update": {}}
-    _assign(tree, "task.train.epochs", request.epochs)
-    _assign(tree, "task.train.batch_size", request.batch_size)
-    known = {
-        "method": method_options.model_fields,
-        "update": update_options.model_fields,
-    }
-    for setting in request.settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {setting}: write key=value, as in --set train.lr=0.05")
-        set_path(tree, _locate(key.strip(), tree, known), parse_value(value.strip()))
-    if request.smoke:
-        tree["task"]["train"]["epochs"] = SMOKE["epochs"]
-        held = tree["task"]["train"]["validation"]
-        tree["task"]["train"]["validation"] = min(held, SMOKE["validation"])
-    resolved = parse(Task, tree["task"], f"task {request.task}")
-    method = parse(method_options, tree["method"], f"method {request.method}")
-    update = parse(update_options, tree["update"], f"update {request.update}")
+    task, method, update = _settled(request)
     device = _device(request.device)
-    protocol = "smoke" if request.smoke else request.protocol or resolved.protocol
-    model = request.model or resolved.model
+    model = request.model or task.model
     if ":" not in model:
         registry.find("model", model)
     run = {
-        "task": resolved,
-        "method": Choice(name=request.method, options=method.model_dump(mode="json")),
-        "update": Choice(name=request.update, options=update.model_dump(mode="json")),
-        "model": Choice(name=model),
-        "protocol": _protocol_name(protocol, resolved),
+        "task": task,
+        "method": _choice(request.method, method.model_dump(mode="json")),
+        "update": _choice(request.update, update.model_dump(mode="json")),
+        "model": _choice(model, {}),
+        "protocol": _protocol_name(request.protocol or task.protocol, task, request.smoke),
         "limits": Limits(
             train=_smaller(request.limit_train, SMOKE["train"] if request.smoke else None),
             eval=_smaller(request.limit_eval, SMOKE["eval"] if request.smoke else None),
@@ -91,6 +80,51 @@ def resolve(request: Request) -> Run:
     return parse(Run, run, "run")
 
 
+def _settled(request: Request) -> tuple[Task, Strict, Strict]:
+    """The task and the options of method and update, with everything typed folded in."""
+    task = read_task(registry.task_file(request.task))
+    method_options = _method(request.method, task.family).Options
+    update_row = registry.find("update", request.update).row
+    update_options = registry.load(update_row.target).Options
+    tree: dict[str, Any] = {"task": task.model_dump(mode="json"), "method": {}, "update": {}}
+    _assign(tree, "task.train.epochs", request.epochs)
+    _assign(tree, "task.train.batch_size", request.batch_size)
+    known = {"method": method_options.model_fields, "update": update_options.model_fields}
+    for setting in request.settings:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
+            raise UserError(f"--set {setting}: write key=value, as in --set train.lr=0.05")
+        set_path(tree, _locate(key, tree, known), parse_value(value))
+    task = parse(Task, tree["task"], f"task {task.name}")
+    if request.smoke:
+        held = min(task.train.validation, SMOKE["validation"])
+        small = {"epochs": SMOKE["epochs"], "validation": held}
+        task = task.model_copy(update={"train": task.train.model_copy(update=small)})
+    return (
+        task,
+        parse(method_options, tree["method"], f"method {request.method}"),
+        parse(update_options, tree["update"], f"update {request.update}"),
+    )
+
+
+def _method(name: str, family: str) -> type[Method]:
+    from aal_bench.methods.base import Method
+
+    row = registry.method_row(name)
+    registry.serves(row, name, family)
+    found = registry.load(row.target)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(
+            f"method '{name}' is no training method: it must be a subclass of"
+            " aal_bench.methods.base.Method"
+        )
+    return found
+
+
+def _choice(name: str, options: dict[str, Any]) -> Choice:
+    return Choice(name=name, options=options, source=source_sha256(name) if ":" in name else None)
+
+
 def stages_of(run: Run) -> tuple[str, ...]:
     """The stages of the run's protocol, without those that its class count does not allow."""
     left_out = run.protocol.partition("-no-")[2]
@@ -98,12 +132,14 @@ def stages_of(run: Run) -> tuple[str, ...]:
     return tuple(name for name in stages if name != left_out)
 
 
-def _protocol_name(name: str, task: Task) -> str:
+def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     """A protocol that must leave a stage out has another name: its number is another number."""
     from aal_bench.attacks.autoattack import DLR_CLASSES
 
-    registered = registry.protocol(name)
-    if task.data.classes < DLR_CLASSES and "apgd-t" in registered:
+    stages = registry.protocol(name)
+    if smoke:
+        return "smoke"
+    if task.data.classes < DLR_CLASSES and "apgd-t" in stages:
         return f"{name}-no-apgd-t"
     return name
 
@@ -119,7 +155,7 @@ def _smaller(*limits: int | None) -> int | None:
 
 
 def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
-    """Where a ``--set`` key belongs: ``train.lr``, ``method.xi2``, or ``xi2`` where that is clear."""
+    """Where a ``--set`` key belongs: ``train.lr``, ``method.xi2``, or ``xi2`` where clear."""
     head, _, rest = key.partition(".")
     if head in {"method", "update"} and rest:
         return key
@@ -127,8 +163,12 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
         return f"task.{key}"
     homes = [f"{section}.{key}" for section, fields in known.items() if head in fields]
     homes += [
-        f"task.{section}.{key}" for section in TASK_SECTIONS if head in tree["task"].get(section, {})
+        f"task.{section}.{key}"
+        for section in TASK_SECTIONS
+        if head in tree["task"].get(section, {})
     ]
+    if key == "seed":
+        homes.append("--seed")  # the run's, which is no key: never take the evaluation's for it
     if len(homes) == 1:
         return homes[0]
     if homes:
@@ -139,7 +179,8 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
         f"{section}.{name}" for section in TASK_SECTIONS for name in tree["task"].get(section, {})
     ]
     leaves = {name.split(".", 1)[1]: name for name in every}
-    hint = did_you_mean(key, [*every, *leaves]) or f" Sections: method, update, {', '.join(TASK_SECTIONS)}."
+    sections = ", ".join(("method", "update", *TASK_SECTIONS))
+    hint = did_you_mean(key, [*every, *leaves]) or f" Sections: {sections}."
     raise UserError(f"--set {key}: unknown key.{hint}")
 
 
@@ -156,6 +197,8 @@ def _device(name: str | None) -> str:
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device (aal-bench doctor)")
+    if kind == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
     return name
 
 

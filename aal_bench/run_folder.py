@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from aal_bench.config import Run, differing
+from aal_bench.config import Run, differing, shorten
 from aal_bench.errors import UserError
 from aal_bench.files import write_text
+from aal_bench.hashing import sha256_file
 
 State = Literal["new", "unfinished", "finished"]
+SHOWN = 6
+"""Differing fields that an error spells out; the others are counted."""
 
 
 class RunFolder:
-    """``run.json`` and its neighbours. The status in it is true at any moment, also after a kill."""
+    """``run.json`` and its neighbours; the status in it is true at any moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,21 +42,43 @@ class RunFolder:
                 raise UserError(f"--out {self.path}: not empty, and not a run; choose another")
             return "new"
         self.record = self._read()
-        changed = differing(self.record["identity"], run.identity())
-        wanted = {"seed": run.seed, "checkpoint": checkpoint, "data_dir": _text(data_dir)}
-        changed += [key for key, value in wanted.items() if self.record.get(key) != value]
+        wanted = run.identity() | {
+            "seed": run.seed,
+            "checkpoint": checkpoint,
+            "data_dir": _text(data_dir),
+        }
+        held = self.record["identity"] | {
+            key: self.record.get(key) for key in ("seed", "checkpoint", "data_dir")
+        }
+        changed = differing(held, wanted)
         if changed:
             raise UserError(
-                f"{self.path} holds another configuration: {', '.join(changed)} differ."
+                f"{self.path} holds another configuration: {_listed(changed, held, wanted)}."
                 " Choose another --out"
             )
         return "finished" if self.record["status"] == "success" else "unfinished"
 
+    def same_data(self, fingerprint: dict[str, str]) -> None:
+        """Refuse to continue on other images than those that the run was begun with.
+
+        Raises:
+            UserError: the fingerprint of pixels or labels has changed.
+        """
+        if self.record.get("fingerprint", fingerprint) != fingerprint:
+            raise UserError(
+                f"{self.path} was begun on other test images than are there now: bring those back,"
+                " or choose another --out"
+            )
+
     def _read(self) -> dict[str, Any]:
+        path = self / "run.json"
         try:
-            return json.loads((self / "run.json").read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self / 'run.json'}: cannot be read ({error})") from None
+            raise UserError(f"{path}: cannot be read ({error})") from None
+        if not isinstance(record, dict) or not {"identity", "status"} <= record.keys():
+            raise UserError(f"{path}: not the record of a run; choose another --out")
+        return record
 
     def begin(self, run: Run, fields: dict[str, Any]) -> None:
         """Write ``status: started``, keeping what an earlier attempt measured."""
@@ -89,6 +114,40 @@ class RunFolder:
         worst = spent["violation"]
         spent["violation"] = {key: max(worst[key], violation[key]) for key in worst}
         self.write()
+
+
+class Job(NamedTuple):
+    """One run and where it goes."""
+
+    run: Run
+    folder: RunFolder
+    command: list[str]
+    data_dir: Path | None
+    resume: bool = False
+    foreign: Any = None
+    """An `evaluate.Foreign` checkpoint; None: train."""
+
+
+def checkpoint_block(path: Path) -> dict[str, Any]:
+    """``{sha256, bytes, format}`` of a weights file."""
+    return {
+        "sha256": sha256_file(path),
+        "bytes": path.stat().st_size,
+        "format": "safetensors" if path.suffix == ".safetensors" else "torch",
+    }
+
+
+def _listed(names: list[str], held: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """``train.lr (0.1 there, 0.05 here), ...``."""
+
+    def value(tree: Any, dotted: str) -> str:
+        for part in dotted.split("."):
+            tree = tree.get(part) if isinstance(tree, dict) else None
+        return "none" if tree is None else shorten(str(tree), 24)
+
+    spelt = [f"{name} ({value(held, name)} there, {value(wanted, name)} here)" for name in names]
+    more = len(names) - SHOWN
+    return ", ".join(spelt[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _text(path: Path | None) -> str | None:

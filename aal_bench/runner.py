@@ -1,4 +1,4 @@
-"""The stages of a run, each resumable: train -> evaluate[i] -> summarise. The only orchestration."""
+"""The stages of a run, each resumable: train -> evaluate[i] -> summarise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,24 +16,11 @@ from aal_bench.adversarials import Adversarials
 from aal_bench.config import Run
 from aal_bench.errors import RunFailed, UserError
 from aal_bench.evidence import Evidence
-from aal_bench.hashing import sha256_file
 from aal_bench.methods.base import Method, Threat
 from aal_bench.models import weights
 from aal_bench.resolve import Request, resolve, stages_of
-from aal_bench.run_folder import RunFolder
+from aal_bench.run_folder import Job, RunFolder, checkpoint_block
 from aal_bench.training.loop import Trained
-
-
-class Job(NamedTuple):
-    """One run and where it goes."""
-
-    run: Run
-    folder: RunFolder
-    command: list[str]
-    data_dir: Path | None
-    resume: bool = False
-    foreign: Any = None
-    """An `evaluate.Foreign` checkpoint; None: train."""
 
 
 def run(
@@ -50,9 +37,8 @@ def run(
         RunFailed: training diverged or an attack failed; ``run.json`` says so.
     """
     resolved = resolve(request)
-    path = out or paths.run_folder(
-        resolved.task.name, resolved.method.name, resolved.hash(), resolved.seed
-    )
+    name = resolved.method.identity()["name"]
+    path = out or paths.run_folder(resolved.task.name, name, resolved.hash(), resolved.seed)
     return execute(Job(resolved, RunFolder(path), command or sys.argv, data_dir, resume))
 
 
@@ -72,8 +58,10 @@ def execute(job: Job) -> results.Result:
     adapter = load_adapter(job.run, job.data_dir)
     method = build_method(job.run)
     model = job.foreign.model if job.foreign is not None else method.build(adapter.build())
+    adapter.check(stages_of(job.run), training=job.foreign is None)
+    job.folder.same_data(adapter.fingerprint())
     task_hash = job.run.task.hash(adapter.fingerprint())
-    summary.announce(job.run, job.folder.path, task_hash, adapter)
+    summary.announce(job, task_hash, adapter)
     job.folder.begin(
         job.run,
         {
@@ -86,14 +74,18 @@ def execute(job: Job) -> results.Result:
         },
     )
     with recorded(job.folder):
-        if job.foreign is None:
-            train(job, adapter, method, model)
-            model = rebuild(job.folder / "model.safetensors", adapter, method)
-        evidence = evaluate(job, adapter, model)
-        job.folder.update(stage="summarise")
-        result = summary.summarise(job, adapter, method, model, evidence)
+        result = _stages(job, adapter, method, model)
     summary.show(result, job.run, job.folder.path)
     return result
+
+
+def _stages(job: Job, adapter: Any, method: Method, model: nn.Module) -> results.Result:
+    if job.foreign is None:
+        train(job, adapter, method, model)
+        model = rebuild(job.folder / "model.safetensors", adapter, method)
+    evidence = evaluate(job, adapter, model)
+    job.folder.update(stage="summarise")
+    return summary.summarise(job, adapter, method, model, evidence)
 
 
 @contextmanager
@@ -140,6 +132,7 @@ def train(job: Job, adapter: Any, method: Method, model: nn.Module) -> None:
     """Train unless ``model.safetensors`` is there; keep last and best."""
     folder = job.folder
     if (folder / "model.safetensors").exists():
+        summary.say_trained(folder.record["training"], earlier=True)
         return
     folder.update(stage="train")
     trained: Trained = adapter.fit(method, model, folder.path)
@@ -160,6 +153,7 @@ def train(job: Job, adapter: Any, method: Method, model: nn.Module) -> None:
     folder.update(training=trained.record)
     # Last: its presence says that training is over.
     weights.save(folder / "model.safetensors", chosen, described)
+    summary.say_trained(trained.record)
 
 
 def rebuild(path: Path, adapter: Any, method: Method) -> nn.Module:
@@ -180,8 +174,9 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
         folder.update(stage=name)
 
         def saved(seconds: float, violation: dict[str, float], stage: str = name) -> None:
-            evidence.save(path)
+            # In this order: a kill in between repeats the batch, and its violation is kept.
             folder.account(stage, seconds, violation)
+            evidence.save(path)
 
         def fooled(rows: Any, x_adv: Any, stage: str = name) -> None:
             adversarials.keep(stage, rows, x_adv)
@@ -189,19 +184,11 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
         adapter.run_stage(name, model, evidence, fooled, saved)
         # A stage without a survivor to attack has no batch, and its skipped rows are evidence too.
         evidence.save(path)
+        summary.say_stage(name, evidence, folder)
         if name == "clean" and job.foreign is not None:
             adapter.check_clean(evidence)
     folder.update(adversarials=adversarials.merge(evidence))
     return evidence
 
 
-def checkpoint_block(path: Path) -> dict[str, Any]:
-    """``{sha256, bytes, format}`` of a weights file."""
-    return {
-        "sha256": sha256_file(path),
-        "bytes": path.stat().st_size,
-        "format": "safetensors" if path.suffix == ".safetensors" else "torch",
-    }
-
-
-__all__ = ["Job", "RunFailed", "execute", "run"]
+__all__ = ["Job", "RunFailed", "checkpoint_block", "execute", "run"]

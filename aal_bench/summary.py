@@ -14,13 +14,13 @@ from aal_bench.config import Normalisation, Run
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file
+from aal_bench.progress import clock
 from aal_bench.resolve import stages_of
-from aal_bench.run_folder import RunFolder
+from aal_bench.run_folder import Job, RunFolder, checkpoint_block
 from aal_bench.schema import Adversarials, Flag, MaxViolation, Passes, StageRecord
 
 if TYPE_CHECKING:
     from aal_bench.methods.base import Method
-    from aal_bench.runner import Job
 
 PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-order"}
 
@@ -42,9 +42,7 @@ def summarise(
         command=record["command"],
         evaluation=[stage_record(adapter.stage(name), run, evidence, folder) for name in stages],
         metrics=results.METRICS[run.task.family](evidence, stages),
-        evidence=results.evidence_file(
-            folder / "evidence.npz", evidence, adapter.fingerprint()
-        ),
+        evidence=results.evidence_file(folder / "evidence.npz", evidence, adapter.fingerprint()),
         training=None if job.foreign is not None else _training_block(run, record),
         adversarials=_adversarials_block(folder, record["adversarials"]),
         flags=_flags(evidence, run),
@@ -72,9 +70,7 @@ def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) ->
     }
     if stage.name == "clean":
         correct = int(evidence.clean_correct().sum())
-        return StageRecord(
-            **common, n_in=len(evidence), n_out=correct, forwards=1.0, backwards=0.0
-        )
+        return StageRecord(**common, n_in=len(evidence), n_out=correct, forwards=1.0, backwards=0.0)
     attacked = evidence.column(stage.name, "attacked")
     count = int(attacked.sum())
 
@@ -91,8 +87,6 @@ def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) ->
 
 
 def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[str, Any]:
-    from aal_bench.runner import checkpoint_block
-
     run = job.run
     plain = run.task.normalisation == Normalisation()
     block: dict[str, Any] = {
@@ -167,17 +161,45 @@ def _flags(evidence: Evidence, run: Run) -> list[Flag]:
     ]
 
 
-def announce(run: Run, folder: Path, task_hash: str, adapter: Any) -> None:
+def announce(job: Job, task_hash: str, adapter: Any) -> None:
     """The two lines at the start: what is run, on what, and where it goes."""
-    count = adapter.fingerprint()["count"]
-    limit = f" of which {run.limits.eval}" if run.limits.eval else ""
-    marks = "SMOKE · " if run.smoke else ""
+    run = job.run
+    limit = f" of which {run.limits.eval:,}" if run.limits.eval else ""
+    subject = f"method {results.method_name(run)} · {run.model.name} · {run.device} {run.precision}"
+    if job.foreign is not None:
+        subject = f"evaluate {run.model.name} · {run.device}"
     print(
-        f"{marks}aal-bench {__version__} · task {run.task.name} ({run.task.threat},"
-        f" {count} test images{limit}, {adapter.images.source}) · method {run.method.name}"
-        f" · {run.model.name} · {run.device} {run.precision} · seed {run.seed}"
+        f"{'SMOKE · ' if run.smoke else ''}aal-bench {__version__} · task {run.task.name}"
+        f" ({run.task.threat}, {int(adapter.fingerprint()['count']):,} test images{limit},"
+        f" {adapter.images.source}) · {subject} · protocol {run.protocol} · seed {run.seed}"
     )
-    print(f"task {task_hash[:8]}  config {run.hash()[:8]}  ->  {folder}", flush=True)
+    print(f"task {task_hash[:8]}  config {run.hash()[:8]}  ->  {job.folder.path}", flush=True)
+
+
+def say_trained(training: dict[str, Any], earlier: bool = False) -> None:
+    """One line when training is over; `training` is the loop's record."""
+    final = training["final"]
+    parts = [f"epoch {training['epochs']}/{training['epochs']}", clock(training["seconds"])]
+    parts.append(f"loss {final['loss']:.3f}")
+    if "val_pgd" in final:
+        parts += [f"val clean {final['val_clean']:.1%}", f"val PGD {final['val_pgd']:.1%}"]
+    print("  ".join(["train    ", *parts, *(["(done earlier)"] if earlier else [])]), flush=True)
+
+
+def say_stage(name: str, evidence: Evidence, folder: RunFolder) -> None:
+    """One line when a stage is over: what still stands, and what it cost."""
+    seconds = folder.record["stages"].get(name, {}).get("seconds", 0.0)
+    if name == "clean":
+        standing, queries = int(evidence.clean_correct().sum()), len(evidence)
+    else:
+        standing = int(evidence.column(name, "ok").sum())
+        queries = int(evidence.column(name, "forwards").sum())
+    rate = f"{queries / seconds:,.0f} q/s" if seconds else ""
+    print(
+        f"evaluate   {name:12} {standing:,} of {len(evidence):,} stand"
+        f"  {standing / len(evidence):7.1%}  {clock(seconds)}  {rate}",
+        flush=True,
+    )
 
 
 def show(result: results.Result, run: Run, folder: Path, again: bool = False) -> None:

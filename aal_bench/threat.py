@@ -6,16 +6,18 @@ robust accuracies are not comparable. Tensors are duck-typed: this module never 
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, model_validator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 TOLERANCE = 1e-6
 """Largest excess over eps, or over the box, that float32 rounding explains."""
+_NUMBER = re.compile(r"[+-]?(\d+/\d+|(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?)", re.ASCII | re.IGNORECASE)
 
 
 def parse_fraction(text: object) -> Fraction:
@@ -24,8 +26,11 @@ def parse_fraction(text: object) -> Fraction:
     Raises:
         ValueError: `text` is not a finite, non-negative fraction or number.
     """
+    written = str(text).replace(" ", "")
     try:
-        value = Fraction(str(text).replace(" ", ""))
+        if not _NUMBER.fullmatch(written):  # Fraction("1e999999999") would never end
+            raise ValueError
+        value = Fraction(written)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{text!r} is not a fraction like 8/255 or a number like 0.5") from None
     if value < 0:
@@ -66,9 +71,18 @@ class Threat(BaseModel):
     eps: ExactFraction
     """Budget in [0, 1] pixel units, before any normalisation."""
 
+    @model_validator(mode="after")
+    def _in_pixel_units(self) -> Threat:
+        if self.norm == "Linf" and self.eps > 1:
+            raise ValueError(
+                f"eps = {format_fraction(self.eps)} is more than the whole range of a pixel,"
+                f" which is [0, 1]: write 8/255 for 8 grey levels"
+            )
+        return self
+
     @property
     def radius(self) -> float:
-        """eps as a float."""
+        """The budget as a float."""
         return float(self.eps)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:

@@ -125,7 +125,8 @@ class TestSelectiveAttack:
             assert top.get_clim() == pytest.approx((data[name].min(), data[name].max()))
 
     def test_a_constant_mask_is_drawn_too(self, tmp_path):
-        data = samples(1) | {"M": np.full((1, 8, 8), 0.5)}
+        data = samples(1)
+        data["M"] = np.full((1, 8, 8), 0.5)
         figures.selective_attack(**data, path=tmp_path / "s.png", eps=EPS, labels=["cat"])
         is_png(tmp_path / "s.png")
 

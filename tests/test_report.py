@@ -123,6 +123,12 @@ class TestTable:
 
 
 class TestMarkdown:
+    def test_a_claim_for_another_network_is_marked(self, make_result):
+        made = make_result("cifar10", "aal-pgd", "resnet18")
+        text = report.markdown(made.result, made.task)
+        assert "60.88 %\\* |" in text
+        assert "\n- \\* paper: AAL, Table 2: AAL+PGD on WRN-34-10" in text
+
     def test_measured_claimed_and_published_stand_side_by_side(self, make_result):
         made = make_result("cifar10", "aal-fgsm", "resnet18")
         text = report.markdown(made.result, made.task)

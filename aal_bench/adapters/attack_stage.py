@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,26 @@ from torch import Tensor, nn
 from aal_bench.attacks.counting import Counted
 from aal_bench.attacks.stages import Clean, Stage
 from aal_bench.data.splits import Images, Split
-from aal_bench.errors import RunFailed
+from aal_bench.errors import RunFailed, UserError
 from aal_bench.evidence import Evidence
 from aal_bench.progress import track
 from aal_bench.registry import AUTOATTACK
 from aal_bench.threat import TOLERANCE
 
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What an attack or a model fails with. Any other exception ends the run as well, as itself."""
+
 
 class Victim(NamedTuple):
-    """What is attacked: the model in eval mode, the images in evaluation order, where and how."""
+    """What is attacked: the model (put into eval mode), the images in order, where and how."""
 
     model: nn.Module
     split: Split
@@ -45,11 +57,12 @@ def run_stage(
 
     Raises:
         RunFailed: the attack raised, left the ball or the box, or met logits that are not finite.
+        UserError: the model does not return one logit per class.
     """
     targets = _to_attack(stage, evidence)
     if stage.name != "clean":
         _skip_fallen(stage, evidence, targets)
-    counted = Counted(victim.model)
+    counted = Counted(victim.model.eval())
     with track(stage.name, len(targets)) as progress, _exact_arithmetic():
         for images in victim.split.batches(
             torch.from_numpy(targets),
@@ -64,8 +77,7 @@ def run_stage(
                 progress.skip(len(rows))
                 continue
             began = time.perf_counter()
-            x_adv, pred = _attack(stage, counted, images)
-            violation = _within_bounds(stage, x_adv, images.x)
+            x_adv, pred, violation = _attack(stage, counted, images)
             _record(stage, evidence, images, rows, x_adv, pred, counted)
             wrong = pred != images.y
             if stage.name != "clean" and bool(wrong.any()):
@@ -91,29 +103,44 @@ def _skip_fallen(stage: Stage, evidence: Evidence, targets: np.ndarray) -> None:
     evidence.skip(stage.name, np.flatnonzero(fallen))
 
 
-def _attack(stage: Stage, counted: Counted, images: Images) -> tuple[Tensor, Tensor]:
+def _attack(
+    stage: Stage, counted: Counted, images: Images
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Adversarials, predictions on them, and how far they leave ball and box."""
     counted.watch(images.x)
-    # Like AutoAttack, every stage draws the same numbers for every batch: order and rank of the
-    # batches cannot matter.
-    with torch.random.fork_rng(devices=_cuda(images.x)):
-        torch.manual_seed(stage.setting.seed)
-        try:
-            with torch.enable_grad():
-                x_adv = stage.perturb(counted, images.x, images.y).detach()
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise RunFailed(
-                f"stage {stage.name} raised {type(error).__name__}: {str(error).splitlines()[0]}"
-            ) from error
-    with torch.no_grad():
-        logits = counted(x_adv)
-    if not bool(torch.isfinite(logits).all()):
+    try:
+        # Like AutoAttack, every stage draws the same numbers for every batch: order and rank of
+        # the batches cannot matter.
+        with torch.random.fork_rng(devices=_cuda(images.x)), torch.enable_grad():
+            torch.manual_seed(stage.setting.seed)
+            # A copy: an attack that writes into its input must not move the centre of the ball.
+            x_adv = stage.perturb(counted, images.x.clone(), images.y.clone()).detach()
+        violation = _within_bounds(stage, x_adv, images.x)
+        counted.eval()  # in whatever mode the attack left it
+        with torch.no_grad():
+            logits = counted(x_adv)
+    except FAILURES as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFailed(f"stage {stage.name} raised {type(error).__name__}: {reason}") from error
+    if logits.shape != (len(images.y), stage.setting.classes):
+        raise UserError(
+            f"the model's logits are {tuple(logits.shape)}; {len(images.y)} images of"
+            f" {stage.setting.classes} classes need {(len(images.y), stage.setting.classes)}"
+        )
+    if not counted.finite():
         raise RunFailed(f"stage {stage.name}: the model's logits are not finite")
-    return x_adv, logits.argmax(1)
+    return x_adv, logits.argmax(1), violation
 
 
 def _within_bounds(stage: Stage, x_adv: Tensor, x: Tensor) -> dict[str, float]:
+    if x_adv.shape != x.shape:
+        raise RunFailed(
+            f"stage {stage.name} returned images of shape {tuple(x_adv.shape)},"
+            f" not {tuple(x.shape)}"
+        )
     violation = stage.setting.threat.violation(x_adv, x)
-    if not max(violation) <= TOLERANCE:  # NaN is a violation too
+    # Not ">": a NaN must fail too.
+    if not (violation.norm <= TOLERANCE and violation.box <= TOLERANCE):
         raise RunFailed(
             f"stage {stage.name} left its bounds: eps exceeded by {violation.norm:.2e}, the box by"
             f" {violation.box:.2e} (tolerance {TOLERANCE:.0e})"
@@ -144,18 +171,18 @@ def _record(
     )
 
 
-class _exact_arithmetic:  # noqa: N801 - used as a context
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
     """fp32 without TF32, and kernels chosen by shape alone: the same verdicts on every run."""
-
-    def __enter__(self) -> None:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        self.before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark
-        cudnn.allow_tf32, matmul.allow_tf32 = False, False
-        cudnn.deterministic, cudnn.benchmark = True, False
-
-    def __exit__(self, *exception: object) -> None:
-        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic, cudnn.benchmark = self.before
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _cuda(x: Tensor) -> list[torch.device]:

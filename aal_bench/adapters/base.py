@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from aal_bench.adapters.attack_stage import Fooled, Saved
+from aal_bench.attacks.stages import Stage
 from aal_bench.config import Run
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective
@@ -20,6 +22,15 @@ class Adapter(Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the test pixels as fed and of the labels."""
+        ...
+
+    def check(self, stages: Sequence[str], training: bool) -> None:
+        """Refuse, before anything is written, what would fail after hours.
+
+        Raises:
+            UserError: a stage does not fit the task, or the settings of training do not fit the
+                training data.
+        """
         ...
 
     def build(self) -> nn.Module:
@@ -38,8 +49,24 @@ class Adapter(Protocol):
         """An empty table of the units to evaluate."""
         ...
 
+    def stage(self, name: str) -> Stage:
+        """The stage of that name under this task's threat."""
+        ...
+
     def run_stage(
         self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved
     ) -> None:
         """Attack what `evidence` still lacks of stage `name`; `saved` after every batch."""
+        ...
+
+    def check_clean(self, evidence: Evidence) -> None:
+        """Refuse a foreign checkpoint whose clean accuracy is near chance.
+
+        Raises:
+            UserError: it is; the message names the usual causes.
+        """
+        ...
+
+    def figures(self, method: Method, model: nn.Module, folder: Path) -> list[str]:
+        """Draw what the report shows; returns paths relative to `folder`."""
         ...

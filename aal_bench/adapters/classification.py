@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective, fp32
 from aal_bench.models.build import Classifier, build
-from aal_bench.training.loop import Loop, Setting as LoopSetting, Trained
+from aal_bench.training.loop import Loop, Trained
+from aal_bench.training.loop import Setting as LoopSetting
 
 
 def cross_entropy(model: nn.Module) -> Objective:
@@ -37,10 +38,20 @@ def cross_entropy(model: nn.Module) -> Objective:
 def make_stage(name: str, task: Task) -> Stage:
     """Build a stage of a protocol from the registry's table."""
     found = registry.find("attack", name)
-    setting = Setting(
-        task.threat, task.attack.step, task.data.classes, task.evaluation.seed
-    )
+    setting = Setting(task.threat, task.attack.step, task.data.classes, task.evaluation.seed)
     return registry.load(found.row.target)(name, setting, *found.numbers)
+
+
+def limited(split: Split, count: int | None) -> Split:
+    """`count` images from everywhere in `split`: some sets are stored class by class.
+
+    The choice is the same on every machine, and a smaller one lies within a larger one.
+    """
+    if count is None or count >= len(split):
+        return split
+    keys = np.random.PCG64(np.random.SeedSequence(0)).random_raw(len(split))
+    chosen = np.sort(np.argsort(keys, kind="stable")[:count])
+    return split.subset(torch.from_numpy(chosen))
 
 
 class Classification:
@@ -49,15 +60,18 @@ class Classification:
     def __init__(self, run: Run, data_dir: Path | None) -> None:
         self.run, self.task = run, run.task
         self.images = load(run.task, data_dir)
-        count = run.limits.eval
-        test = self.images.test
-        if count is not None and count < len(test):
-            test = test.subset(torch.arange(count))
-        self.test: Split = test
+        self.test = limited(self.images.test, run.limits.eval)
 
     def fingerprint(self) -> dict[str, str]:
-        """sha256 of the whole test set's pixels and labels: a limit does not change the question."""
+        """sha256 of the whole test set's pixels and labels: a limit keeps the question."""
         return self.images.fingerprint
+
+    def check(self, stages: Sequence[str], training: bool) -> None:
+        """Refuse, before anything is written, a stage or a held-out part that cannot be."""
+        for name in stages:
+            self.stage(name)
+        if training:
+            self.training_split()
 
     # ---- model and training ------------------------------------------------------------------
 
@@ -67,9 +81,7 @@ class Classification:
 
         set_seed(self.run.seed)
         task = self.task
-        return build(
-            self.run.model.name, task.data.classes, task.data.size, task.normalisation
-        )
+        return build(self.run.model.name, task.data.classes, task.data.size, task.normalisation)
 
     def objective(self, model: nn.Module) -> Objective:
         """Cross-entropy."""
@@ -80,11 +92,10 @@ class Classification:
         options, train = self.task.train, self.images.train
         held: Split | None = None
         if options.validation:
-            rest, out = hold_out(train.labels, options.validation, options.validation_seed)
-            train, held = train.subset(rest), train.subset(out)
-        if self.run.limits.train is not None and self.run.limits.train < len(train):
-            train = train.subset(torch.arange(self.run.limits.train))
-        return train, held
+            rest, out = hold_out(train.labels.numpy(), options.validation, options.validation_seed)
+            held = train.subset(torch.from_numpy(out))
+            train = train.subset(torch.from_numpy(rest))
+        return limited(train, self.run.limits.train), held
 
     def fit(self, method: Method, model: nn.Module, folder: Path) -> Trained:
         """Train in the common loop."""
@@ -114,8 +125,11 @@ class Classification:
                 torch.arange(len(held)), 250, augment="none", pad=0, seed=0, device=device
             ):
                 x, y = images.x.contiguous(memory_format=torch.channels_last), images.y
-                with attacking(model, bn="eval"), torch.autocast(
-                    device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+                with (
+                    attacking(model, bn="eval"),
+                    torch.autocast(
+                        device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
+                    ),
                 ):
                     x_adv = linf_pgd(
                         lambda v, y=y: objective(v, y, reduction="sum"),

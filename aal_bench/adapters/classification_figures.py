@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,19 +52,33 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _images(adapter: Classification, count: int) -> tuple[Tensor, Tensor]:
+def _attacks(
+    adapter: Classification, model: nn.Module, x: Tensor, y: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """FGSM and PGD with step eps / 4, so that the curve of PGD bends with eps alone."""
+    objective = adapter.objective(model)
+
+    def inner(x_adv: Tensor) -> Tensor:
+        return objective(x_adv, y, reduction="sum")
+
+    torch.manual_seed(0)
+    with attacking(model, bn="eval"):
+        one = linf_pgd(inner, x, x, eps, eps, 1)
+        many = linf_pgd(inner, x, uniform_start(x, eps), eps, eps / 4, adapter.task.attack.steps)
+    return one, many
+
+
+def _batches(adapter: Classification, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.arange(min(count, len(adapter.test)))
+    size = min(len(order), adapter.task.evaluation.batch_size)
     device = torch.device(adapter.run.device)
-    batches = adapter.test.batches(
-        order, len(order), augment="none", pad=0, seed=0, device=device
-    )
-    images = next(iter(batches))
-    return images.x, images.y
+    for images in adapter.test.batches(order, size, augment="none", pad=0, seed=0, device=device):
+        yield images.x, images.y
 
 
 def _selective(adapter: Classification, method: Any, model: nn.Module, path: Path) -> None:
     """The paper's Fig. 3 from the method's own attack on test images, for the eye only."""
-    x, y = _images(adapter, SHOWN)
+    x, y = next(_batches(adapter, SHOWN))
     lr = adapter.task.train.lr
     batch = Batch(x=x, targets=y, idx=torch.arange(len(x)), progress=1.0, lr=lr)
     torch.manual_seed(0)
@@ -79,25 +94,17 @@ def _selective(adapter: Classification, method: Any, model: nn.Module, path: Pat
 
 
 def _against_eps(adapter: Classification, model: nn.Module, path: Path) -> None:
-    x, y = _images(adapter, MEASURED)
     radius, steps = adapter.task.threat.radius, adapter.task.attack.steps
     budgets = [multiple * radius for multiple in MULTIPLES if multiple * radius <= 1]
-    objective = adapter.objective(model)
-
-    def inner(x_adv: Tensor) -> Tensor:
-        return objective(x_adv, y, reduction="sum")
-
     names = ("FGSM", f"PGD-{steps}")
-    correct: dict[str, list[int]] = {name: [] for name in names}
-    for eps in budgets:
-        torch.manual_seed(0)
-        with attacking(model, bn="eval"):
-            one = linf_pgd(inner, x, x, eps, eps, 1)
-            many = linf_pgd(inner, x, uniform_start(x, eps), eps, eps / 4, steps)
-        with torch.no_grad():
-            for name, x_adv in zip(names, (one, many), strict=True):
-                correct[name].append(int((model(x_adv).argmax(1) == y).sum()))
-    n = len(y)
+    correct = {name: [0] * len(budgets) for name in names}
+    n = 0
+    for x, y in _batches(adapter, MEASURED):
+        n += len(y)
+        for i, eps in enumerate(budgets):
+            for name, x_adv in zip(names, _attacks(adapter, model, x, y, eps), strict=True):
+                with torch.no_grad():
+                    correct[name][i] += int((model(x_adv).argmax(1) == y).sum())
     curves = {}
     for name, counts in correct.items():
         low, high = zip(*(wilson(k, n) for k in counts), strict=True)

@@ -1,8 +1,8 @@
 """AutoAttack standard (Croce and Hein 2020, arXiv 2003.01690), one stage per attack.
 
-The attacks are pyautoattack's, called as its `run_standard_evaluation` calls them: on the survivors,
-in index order, each batch reseeded. Splitting the suite into stages is what makes it resumable at
-(attack, batch) and its cost visible per attack. `torchattacks.AutoAttack` is refused: since commit
+The attacks are pyautoattack's, called as its `run_standard_evaluation` calls them: on the
+survivors, in index order, each batch reseeded. Splitting the suite into stages is what makes it
+resumable at (attack, batch) and its cost visible per attack. `torchattacks.AutoAttack` is refused: since commit
 9338c5f (2022) it runs 10 iterations where AutoAttack runs 100.
 """
 
@@ -68,7 +68,14 @@ class APGDCE(AutoAttackStage):
 
     @property
     def params(self) -> dict[str, Any]:
-        return {**super().params, "loss": "ce", "steps": 100, "restarts": 1, "rho": "0.75"}
+        return {
+            **super().params,
+            "loss": "ce",
+            "steps": 100,
+            "restarts": 1,
+            "rho": "0.75",
+            "eot_iter": 1,
+        }
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = self._suite(model, x.device).apgd
@@ -96,6 +103,7 @@ class APGDT(AutoAttackStage):
             "restarts": 1,
             "targets": self.targets,
             "rho": "0.75",
+            "eot_iter": 1,
         }
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -131,6 +139,7 @@ class Square(AutoAttackStage):
     def params(self) -> dict[str, Any]:
         return {
             **super().params,
+            "loss": "margin",
             "queries": 5000,
             "restarts": 1,
             "p_init": "0.8",

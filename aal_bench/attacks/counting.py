@@ -7,60 +7,77 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
+from aal_bench.errors import UserError
+
 
 class Counted(nn.Module):
     """A model that counts, for each image of the watched batch, its forwards and backwards.
 
-    An attack drops fooled images from its batch, and the sets that remain are nested; so the size of
-    a forward identifies its set, which is found once per size by matching rows to the originals.
-    Nothing is synchronised in between.
+    An attack drops fooled images from its batch, and the sets that remain are nested; so the size
+    of a forward identifies its set, which is found once per size by matching rows to the originals.
+    Identical images whose random starts differ may swap their counts; the sum is right. Nothing is
+    synchronised with the device in between.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # torchattacks leaves the model in the mode that this wrapper reports, and a new module
+        # reports train: the verdict would use the batch's statistics.
+        self.training = model.training
         self._x: Tensor | None = None
 
     def watch(self, x: Tensor) -> None:
-        """Count from zero for the batch `x` (B, 3, H, W)."""
+        """Count from zero for the batch `x` (B, C, H, W)."""
         self._x = x
-        self._rows: dict[int, Tensor] = {}
+        self._rows = {len(x): torch.arange(len(x))}
         self._forwards: Counter[int] = Counter()
         self._backwards: Counter[int] = Counter()
+        self._sum = torch.zeros((), device=x.device)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x)
+        if not isinstance(logits, Tensor):
+            raise UserError(f"the model returns {type(logits).__name__}, not a tensor of logits")
         if self._x is not None:
             size = len(x)
             if size not in self._rows:
-                self._rows[size] = _positions(x, self._x)
+                self._rows[size] = self._locate(x.detach(), self._x)
             self._forwards[size] += 1
+            self._sum = self._sum + logits.detach().float().sum()
             if logits.requires_grad:
                 logits.register_hook(lambda _: self._backwards.update((size,)))
         return logits
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Forwards and backwards of each watched image, two int64 tensors (B,) on the CPU."""
-        assert self._x is not None
         return self._spread(self._forwards), self._spread(self._backwards)
+
+    def finite(self) -> bool:
+        """Whether every logit since `watch` was a number; waits for the device."""
+        return bool(torch.isfinite(self._sum))
+
+    def _locate(self, part: Tensor, whole: Tensor) -> Tensor:
+        """Positions in `whole` of the rows of `part`, each slightly perturbed."""
+        if len(part) > len(whole):  # an attack that sends copies: no order, nothing nested
+            return _distance(part, whole).argmin(1).cpu()
+        held = self._rows[min(size for size in self._rows if size > len(part))]
+        distance = _distance(part, whole[held.to(whole.device)])
+        nearest = distance.argmin(1).cpu()
+        if not bool((nearest.diff() > 0).all()):
+            nearest = _in_order(distance.cpu())
+        return held[nearest]
 
     def _spread(self, passes: Counter[int]) -> Tensor:
         assert self._x is not None
         total = torch.zeros(len(self._x), dtype=torch.int64)
         for size, times in passes.items():
-            total[self._rows[size]] += times
+            total.index_add_(0, self._rows[size], torch.full((size,), times))
         return total
 
 
-def _positions(part: Tensor, whole: Tensor) -> Tensor:
-    """Positions in `whole` of the rows of `part`, a subset in order, each slightly perturbed."""
-    if len(part) == len(whole):
-        return torch.arange(len(whole))
-    distance = torch.cdist(part.detach().flatten(1).float(), whole.flatten(1).float())
-    nearest = distance.argmin(1)
-    if (nearest.diff() > 0).all():
-        return nearest.cpu()
-    return _in_order(distance.cpu())
+def _distance(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.cdist(part.flatten(1).float(), whole.flatten(1).float())
 
 
 def _in_order(distance: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aal_bench.attacks.linf import linf_pgd, uniform_start
+from aal_bench.attacks.torchattacks import attack_class
 from aal_bench.errors import UserError
 from aal_bench.threat import Threat, format_fraction
 
@@ -56,7 +57,7 @@ class Stage:
         return {"package": self.package, "version": version(self.package), "commit": None}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """x (B, 3, H, W) in [0, 1], all cleanly correct -> x' of the same shape.
+        """Attack x (B, 3, H, W) in [0, 1], all cleanly correct; x' has its shape.
 
         Whatever `model` raises is raised: an attack that fails is an error, never a survivor.
         """
@@ -83,19 +84,24 @@ class Clean(Stage):
 class FGSM(Stage):
     """One step of eps from x (arXiv 1412.6572)."""
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        import torchattacks
+    @property
+    def params(self) -> dict[str, Any]:
+        return {**super().params, "loss": "ce", "steps": 1, "random_start": False}
 
-        return torchattacks.FGSM(model, eps=self.eps)(x, y)
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return attack_class("FGSM")(model, eps=self.eps)(x, y)
 
 
 class PGD(Stage):
     """N steps from a uniform start, one restart (arXiv 1706.06083)."""
 
+    loss: ClassVar[str] = "ce"
+
     @property
     def params(self) -> dict[str, Any]:
         return {
             **super().params,
+            "loss": self.loss,
             "alpha": self._step(),
             "steps": self.numbers[0],
             "random_start": True,
@@ -103,9 +109,7 @@ class PGD(Stage):
         }
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        import torchattacks
-
-        attack = torchattacks.PGD(
+        attack = attack_class("PGD")(
             model,
             eps=self.eps,
             alpha=float(self.setting.step),
@@ -122,6 +126,7 @@ class CWInf(PGD):
     """
 
     package = "aal-bench"
+    loss = "margin"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         def margin(x_adv: Tensor) -> Tensor:

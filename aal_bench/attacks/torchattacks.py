@@ -1,4 +1,4 @@
-"""Any attack of torchattacks by name, with every parameter explicit, and the one that is refused."""
+"""torchattacks by name, and the one of its attacks that is refused."""
 
 from __future__ import annotations
 

@@ -24,6 +24,10 @@ _SIZES |= {"resnet110": 1.7e6, "densenet121": 7.0e6, "resnet50": 25e6}
 """Parameters, roughly: they order neighbours and are printed nowhere."""
 
 
+BROKEN = 0.1
+"""Below this AutoAttack accuracy a row is a defence that fell, or standard training."""
+
+
 class Row(NamedTuple):
     """One published model; accuracies are fractions in [0, 1]."""
 
@@ -62,8 +66,9 @@ def nearest(
 ) -> Neighbours:
     """The published models most like this one, on the task's data set and under its threat.
 
-    Same architecture first; then rows without additional data, of similar size (to a factor of
-    about 1.4), of similar clean accuracy, and among equals the most robust.
+    Same architecture first; then rows that still stand (`BROKEN`), without additional data, of
+    similar size (to a factor of about 1.4), of similar clean accuracy, and among equals the most
+    robust.
 
     Args:
         task: its ``paper.robustbench`` names the data set there.
@@ -87,6 +92,7 @@ def nearest(
     def distance(row: Row) -> tuple[Any, ...]:
         return (
             not same_architecture(row.architecture, architecture),
+            row.robust < BROKEN or row.unreliable,
             row.additional_data,
             _apart(size(row.architecture), own_size),
             abs(row.clean - clean) if clean is not None else 0.0,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from aal_bench import registry
 from aal_bench.config import Normalisation
+from aal_bench.errors import UserError
 
 
 class Architecture(NamedTuple):
@@ -61,12 +62,26 @@ def build(name: str, classes: int, size: int, normalisation: Normalisation) -> C
         normalisation: mean and std of the layer inside the model.
 
     Raises:
-        UserError: unknown name, or an architecture that cannot take images of this size.
+        UserError: unknown name, a builder that fails or builds something else, or an architecture
+            that cannot take images of this size.
     """
     if ":" in name:
-        built = registry.load(name)(classes, size)
-        architecture = built if isinstance(built, Architecture) else Architecture(built, {}, 0)
-    else:
-        found = registry.find("model", name)
-        architecture = registry.load(found.row.target)(classes, size, *found.numbers)
+        return Classifier(_built_by(name, classes, size), normalisation)
+    found = registry.find("model", name)
+    architecture = registry.load(found.row.target)(classes, size, *found.numbers)
     return Classifier(architecture, normalisation)
+
+
+def _built_by(name: str, classes: int, size: int) -> Architecture:
+    builder = registry.load(name)
+    try:
+        built = builder(classes, size)
+    except TypeError as error:
+        raise UserError(
+            f"--model {name}: is called as builder(classes, size), but {error}"
+        ) from None
+    if isinstance(built, Architecture):
+        return built
+    if not isinstance(built, nn.Module):
+        raise UserError(f"--model {name}: builds a {type(built).__name__}, not a torch.nn.Module")
+    return Architecture(built, {}, 0)

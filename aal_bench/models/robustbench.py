@@ -39,7 +39,9 @@ def wide_resnet(classes: int, size: int, depth: int, width: int) -> Architecture
     """WideResNet-D-W; no BN or ReLU follows conv1, so both gate positions are one."""
     _needs_32(f"wrn-{depth}-{width}", size)
     if depth < 10 or (depth - 4) % 6:
-        raise UserError(f"wrn-{depth}-{width}: the depth of a WideResNet is 10, 16, 22, 28, 34, ...")
+        raise UserError(
+            f"wrn-{depth}-{width}: the depth of a WideResNet is 10, 16, 22, 28, 34, ..."
+        )
     robustbench_import.repair()
     from robustbench.model_zoo.architectures.wide_resnet import WideResNet
 

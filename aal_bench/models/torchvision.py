@@ -5,7 +5,7 @@ from __future__ import annotations
 from aal_bench.models.build import Architecture
 
 
-def resnet50(classes: int, size: int) -> Architecture:
+def resnet50(classes: int, size: int) -> Architecture:  # noqa: ARG001 - it pools globally
     """ResNet-50, random weights; the gate follows conv1-bn1-relu, before the max-pool."""
     from torchvision.models import resnet50 as build
 

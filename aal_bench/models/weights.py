@@ -1,9 +1,12 @@
-"""Weights in and out: our self-describing safetensors, and whatever others saved, never unpickled."""
+"""Weights in and out: our self-describing safetensors, and what others saved, never unpickled."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+import re
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +19,17 @@ from aal_bench.files import replacing
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights", "ema_state_dict")
 PREFIXES = ("module.", "_orig_mod.")
 METADATA = "aal_bench"
+DAMAGED = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What ``torch.load`` raises on files that are cut short, overwritten or no checkpoint at all."""
 
 
 class Described(NamedTuple):
@@ -30,7 +44,7 @@ class Described(NamedTuple):
 
 
 def save(path: Path, weights: dict[str, Tensor], described: Described) -> None:
-    """Write weights with the description that `evaluate`, `audit` and `verify` rebuild them from."""
+    """Write weights with the description from which `evaluate` and `verify` rebuild the model."""
     from safetensors.torch import save as serialise
 
     metadata = {METADATA: json.dumps(described._asdict(), sort_keys=True)}
@@ -39,9 +53,11 @@ def save(path: Path, weights: dict[str, Tensor], described: Described) -> None:
 
 
 def describe(path: Path) -> Described | None:
-    """The description inside a safetensors file of ours; None for a foreign file."""
-    if path.suffix != ".safetensors":
-        return None
+    """The description inside a safetensors file of ours; None for a foreign file.
+
+    Raises:
+        UserError: a description that this version does not understand.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -49,7 +65,14 @@ def describe(path: Path) -> Described | None:
             text = (handle.metadata() or {}).get(METADATA)
     except (SafetensorError, OSError):
         return None
-    return None if text is None else Described(**json.loads(text))
+    if text is None:
+        return None
+    try:
+        return Described(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: describes itself in a way that this version does not know ({error})"
+        ) from None
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -62,25 +85,20 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    with path.open("rb") as handle:
-        head = handle.read(512)
-    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(512)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!|html|head|body|\?xml)", head, re.IGNORECASE):
         raise UserError(
             f"{path}: an HTML page, not weights (a download link's quota or login page?);"
             " download it again"
         )
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds objects beyond tensors, which would run code when loaded; save its"
-            " state_dict() with torch.save or as safetensors"
-        ) from None
-    except (RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint: {str(error).splitlines()[0]}") from None
-    return _unwrap(loaded, path)
+    # A safetensors file opens with the length of its JSON header, whatever its name.
+    if path.suffix == ".safetensors" or head[8:10] == b'{"':
+        return _unwrap(_safetensors(path), path)
+    return _unwrap(_torch(path), path)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -93,6 +111,22 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a safetensors file: {error}") from None
 
 
+def _torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise UserError(f"{path}: not a checkpoint of torch or safetensors") from None
+        raise UserError(
+            f"{path}: holds {named[1]}, which would run code when loaded, not only tensors; save"
+            " the model's state_dict() with torch.save or as safetensors"
+        ) from None
+    except DAMAGED as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path}: damaged, or not a checkpoint: {reason[:160]}") from None
+
+
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(loaded, dict) and not _is_state(loaded):
         inner = next((loaded[key] for key in WRAPPERS if isinstance(loaded.get(key), dict)), None)
@@ -101,14 +135,15 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         loaded = inner
     if not isinstance(loaded, dict) or not _is_state(loaded):
         raise UserError(f"{path}: holds no state dict (looked for {', '.join(WRAPPERS)})")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in loaded):
-            loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in loaded)), None):
+        loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
     return loaded
 
 
 def _is_state(tree: dict[Any, Any]) -> bool:
-    return bool(tree) and all(isinstance(value, Tensor) for value in tree.values())
+    return bool(tree) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in tree.items()
+    )
 
 
 def load_into(model: nn.Module, weights: dict[str, Tensor], path: Path, name: str) -> None:
@@ -123,7 +158,7 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: Path, name: st
     missing = sorted(set(own) - set(weights) - _derived(own))
     extra = sorted(set(weights) - set(own))
     shapes = [
-        f"{key} {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model"
+        f"{_bare(key)} {tuple(value.shape)} in the file, {tuple(own[key].shape)} in the model"
         for key, value in weights.items()
         if key in own and own[key].shape != value.shape
     ]
@@ -139,11 +174,27 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: Path, name: st
     model.load_state_dict(weights, strict=False)
 
 
+def digest(model: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of a model's weights: who it is without a file."""
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):  # a module's extra state
+            sha.update(f"{name} {value!r}".encode())
+            continue
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
 def _derived(own: dict[str, Tensor]) -> set[str]:
     # The normalisation is given, not learnt: a foreign file need not carry it.
     return {key for key in own if key.startswith("normalise.")}
 
 
 def _shown(keys: list[str]) -> str:
-    listed = ", ".join(key.removeprefix("network.") for key in keys[:2])
+    listed = ", ".join(_bare(key) for key in keys[:2])
     return listed + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("network.")

@@ -2,7 +2,7 @@
 
 mmcv's operators are a compiled extension, and neither mmcv nor its maintained fork onedl-mmcv
 ships wheels with it (open-mmlab/mmcv #3310, #3155); building takes 6 to 25 minutes.
-``mmdet.models`` looks up some 150 of these operators when it is imported, while a single-stage
+``mmdet.models`` looks up 113 of these operators when it is imported, while a single-stage
 detector runs just one: nms.
 
 Repair: a module ``mmcv._ext`` whose ``nms`` is ``torchvision.ops.nms`` and whose every other

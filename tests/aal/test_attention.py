@@ -129,6 +129,7 @@ def test_exactly_one_gate():
         gate_of(nn.Sequential(net, copy.deepcopy(net)))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
 def test_a_compiled_network_gives_the_same_gradients_and_honours_pins(gated, batch):
     net, (x, y) = gated(), batch
     gate, compiled = gate_of(net), torch.compile(net, backend="aot_eager")

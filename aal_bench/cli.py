@@ -5,16 +5,22 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from aal_bench import __version__, registry
-from aal_bench.errors import RunFailed, UserError
+from aal_bench.errors import RunFailed, UserError, did_you_mean, full_disk
+
+if TYPE_CHECKING:
+    from aal_bench.doctor import Finding
 
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+KINDS = ("tasks", "methods", "attacks", "models", "protocols")
 
 
 class Group(click.Group):
@@ -23,31 +29,41 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            _fail(str(error), EXIT_USAGE)
-        except RunFailed as error:
-            _fail(str(error), EXIT_FAILED)
-        except OSError as error:
-            if error.errno not in FULL_DISK:
-                raise
-            _fail(
-                f"{error.filename or 'writing'}: no space left; free some, then --resume",
-                EXIT_USAGE,
-            )
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            where = f" ({error.ctx.command_path} --help)" if error.ctx else ""
+            _fail(f"{error.format_message()}{where}", EXIT_USAGE)
+        except (UserError, RunFailed, OSError, RuntimeError) as error:
+            _explain(error)
+            raise
         except KeyboardInterrupt:
-            _fail("cancelled; the same command with --resume continues", EXIT_CANCELLED)
+            click.echo("cancelled: the same command with --resume continues", err=True)
+            sys.exit(EXIT_CANCELLED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from aal_bench.errors import did_you_mean
-
             hint = did_you_mean(args[0], list(self.commands))
             raise click.UsageError(f"{error.message.rstrip('.')}.{hint}", ctx) from None
 
 
-def _fail(message: str, code: int) -> None:
+def _explain(error: Exception) -> None:
+    """Exit with one line when a user can mend `error`; return when only a traceback helps."""
+    full = full_disk(error)
+    if full is not None:
+        told = str(error) if isinstance(error, UserError) else f"writing failed: {full.strerror}"
+        _fail(f"{told}; free some space, then --resume", EXIT_USAGE)
+    if isinstance(error, UserError):
+        _fail(str(error), EXIT_USAGE)
+    if isinstance(error, RunFailed):
+        _fail(str(error), EXIT_FAILED)
+    if isinstance(error, OSError) and error.errno in FORBIDDEN:
+        _fail(f"{error.filename}: {error.strerror}", EXIT_USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
@@ -62,15 +78,24 @@ def main() -> None:
     aal-bench run cifar10 --method aal-pgd      the paper's main row
     aal-bench list methods                      what can be run
     aal-bench doctor                            is everything installed?
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """  # noqa: D301 - click's mark for lines not to be wrapped
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, a scheduler's way to end a job, is Ctrl-C: the run says that it was cancelled."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _shared(command: Any) -> Any:
     """The options that `run` and `evaluate` share."""
     options = [
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the images are."),
-        click.option("--protocol", help="Named list of attack stages (default: the task's)."),
+        click.option("--protocol", help="Attacks: a name, or clean,pgd-100 (default: the task's)."),
         click.option("--limit-eval", type=click.IntRange(1), help="Test images; never ranked."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
         click.option("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)."),
@@ -125,10 +150,12 @@ def run(task: str, data_dir: Path | None, out: Path | None, resume: bool, **opti
 
     TASK is a name from `aal-bench list tasks` or a TOML file of your own.
     """
-    from aal_bench import runner
-    from aal_bench.resolve import Request
+    with _terminable():
+        from aal_bench import runner
+        from aal_bench.resolve import Request
 
-    runner.run(Request(task=task, **options), out, data_dir, resume, ["aal-bench", *sys.argv[1:]])
+        command = ["aal-bench", *sys.argv[1:]]
+        runner.run(Request(task=task, **options), out, data_dir, resume, command)
 
 
 @main.command()
@@ -163,49 +190,59 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Attack a checkpoint under TASK's protocol and write the report."""
-    from aal_bench import evaluate as evaluation
-    from aal_bench.resolve import Request
+    with _terminable():
+        from aal_bench import evaluate as evaluation
+        from aal_bench.resolve import Request
 
-    evaluation.evaluate(
-        Request(task=task, **options),
-        evaluation.Source(checkpoint, robustbench, normalise),
-        out,
-        data_dir,
-        resume,
-        ["aal-bench", *sys.argv[1:]],
-    )
+        evaluation.evaluate(
+            Request(task=task, **options),
+            evaluation.Source(checkpoint, robustbench, normalise),
+            out,
+            data_dir,
+            resume,
+            ["aal-bench", *sys.argv[1:]],
+        )
 
 
 @main.command("list")
-@click.argument(
-    "what",
-    type=click.Choice(["tasks", "methods", "attacks", "models", "protocols"]),
-    required=False,
-)
+@click.argument("what", type=click.Choice(KINDS), required=False)
 def list_(what: str | None) -> None:
     """List tasks, methods, attacks, models or protocols."""
-    for kind in [what] if what else ["tasks", "methods", "attacks", "models", "protocols"]:
+    for kind in [what] if what else KINDS:
         click.echo(click.style(kind, bold=True))
         rows = list(_rows(kind))
-        width = max(len(name) for name, _ in rows)
-        for name, summary in rows:
-            click.echo(f"  {name:{width}}  {summary}")
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        for name, families, summary in rows:
+            middle = f"{families:{widths[1]}}  " if widths[1] else ""
+            click.echo(f"  {name:{widths[0]}}  {middle}{summary}")
 
 
-def _rows(kind: str) -> Any:
+def _rows(kind: str) -> Iterator[tuple[str, str, str]]:
+    """(name, the task families it serves, what it is)."""
+    if kind == "tasks":
+        yield from (_task_row(name, path) for name, path in registry.task_files().items())
+    elif kind == "protocols":
+        yield from ((name, "", text) for name, (_, text) in registry.PROTOCOLS.items())
+    else:
+        yield from _registered("", registry.rows(kind[:-1]))
+    if kind == "methods":
+        yield from _registered("--update ", registry.UPDATES)
+
+
+def _registered(prefix: str, table: dict[str, registry.Row]) -> Iterator[tuple[str, str, str]]:
+    for name, row in table.items():
+        families = "any family" if row.families == registry.ANY else ", ".join(row.families)
+        yield prefix + name, families, row.summary
+
+
+def _task_row(name: str, path: Path) -> tuple[str, str, str]:
     import tomllib
 
-    if kind == "tasks":
-        for name, path in registry.task_files().items():
-            yield name, tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")
-        return
-    if kind == "protocols":
-        yield from ((name, text) for name, (_, text) in registry.PROTOCOLS.items())
-        return
-    table = {**registry.TABLES[kind[:-1]], **registry.entry_points(kind[:-1])}
-    yield from ((name, row.summary) for name, row in table.items())
-    if kind == "methods":
-        yield from ((f"--update {name}", row.summary) for name, row in registry.UPDATES.items())
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return name, "?", f"not valid TOML: {path}"
+    return name, str(tree.get("family", "classification")), str(tree.get("title", ""))
 
 
 @main.command()
@@ -214,15 +251,20 @@ def doctor() -> None:
     from aal_bench import doctor as examination
 
     findings = examination.examine()
+    show_findings(findings)
+    sys.exit(0 if examination.healthy(findings) else EXIT_FAILED)
+
+
+def show_findings(findings: list[Finding]) -> None:
+    """One line for each finding; below a bad one what is wrong and the command that mends it."""
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark = click.style("ok", fg="green") if finding.ok else click.style("no", fg="red")
-        click.echo(f"{mark}  {finding.name:{width}}  {finding.version or ''}")
+        click.echo(f"{mark}  {finding.name:{width}}  {finding.version or ''}".rstrip())
         if not finding.ok:
             click.echo(f"    {finding.problem}")
             if finding.mend:
                 click.echo(f"    mend: {finding.mend}")
-    sys.exit(0 if examination.healthy(findings) else EXIT_FAILED)
 
 
 if __name__ == "__main__":

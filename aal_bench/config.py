@@ -217,11 +217,12 @@ class Run(Strict):
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> UserError:
     """Turn a pydantic error into one line that names the key, what is wrong and the near keys."""
-    first = error.errors()[0]
+    # A mistyped key is missing under its right name too: the mistyping is what to mend.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return UserError(f"{where}: unknown key '{key}'.{_near_key(model, first['loc'])}")
-    message = first["msg"].removeprefix("Value error, ")
+    message = shorten(first["msg"].removeprefix("Value error, "), 160)
     told = first["type"] in {"missing", "value_error"}
     shown = "" if told else f" (got {shorten(repr(first['input']))})"
     return UserError(f"{where}: {key}: {message}{shown}" if key else f"{where}: {message}{shown}")

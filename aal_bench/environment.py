@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from aal_bench import __version__
 from aal_bench.hashing import sha256_file
@@ -46,11 +47,19 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain")
-    origin = git("remote", "get-url", "origin")
-    state["origin"] = origin if origin and "://" in origin and "file://" not in origin else None
+    state["origin"] = public_url(git("remote", "get-url", "origin"))
     state["commit"] = git("rev-parse", "HEAD")
     state["dirty"] = None if status is None else bool(status)
     return state
+
+
+def public_url(origin: str | None) -> str | None:
+    """A remote's address without user and password; None for what only this machine can reach."""
+    parts = urlsplit(origin or "")
+    if parts.scheme in {"", "file"} or not parts.hostname:
+        return None
+    port = f":{parts.port}" if parts.port else ""
+    return urlunsplit(parts._replace(netloc=parts.hostname + port, query="", fragment=""))
 
 
 def cpu_name() -> str:

@@ -12,22 +12,25 @@ from torch import nn
 from aal_bench import paths, registry
 from aal_bench.config import Normalisation, Run, parse
 from aal_bench.errors import UserError
-from aal_bench.hashing import sha256_file, sha256_json
+from aal_bench.hashing import sha256_json
 from aal_bench.models import weights
 from aal_bench.resolve import Request, resolve
 from aal_bench.results import Result
-from aal_bench.run_folder import RunFolder
-from aal_bench.runner import Job, build_method, checkpoint_block, execute
+from aal_bench.run_folder import Job, RunFolder, checkpoint_block
+from aal_bench.runner import build_method, execute
 
 
 class Foreign(NamedTuple):
     """A model that this run did not train."""
 
     model: nn.Module
-    sha256: str
-    """Of the weights file; of the builder's name and its weights where there is none."""
-    block: dict[str, Any] | None
-    """``{sha256, bytes, format}`` of the weights file."""
+    block: dict[str, Any]
+    """``{sha256, bytes, format}`` of the weights file, or of the one that they would make."""
+
+    @property
+    def sha256(self) -> str:
+        """What the record calls the checkpoint."""
+        return self.block["sha256"]
 
 
 class Source(NamedTuple):
@@ -59,7 +62,8 @@ def evaluate(
         request = request._replace(model=request.model or described.model, method=described.method)
     elif source.robustbench is not None:
         request = request._replace(model=f"robustbench:{source.robustbench}")
-    elif request.model is None:
+    elif request.model is None and source.checkpoint is not None:
+        weights.read(source.checkpoint)  # a page or a damaged file is the more helpful error
         raise UserError(
             f"{source.checkpoint}: does not describe itself; say what it is with --model"
             " (aal-bench list models)"
@@ -162,12 +166,11 @@ def _load(run: Run, source: Source) -> Foreign:
     model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
     model = build_method(run).build(model)
     if source.checkpoint is None:
-        # Of the weights, not only of the name: the builder may load others tomorrow.
-        digest = sha256_json({"builder": run.model.name, "weights": weights.digest(model)})
-        return Foreign(model, digest, None)
+        # Of the weights, not of the name: the builder may load others tomorrow.
+        return Foreign(model, weights.checkpoint_block(model))
     path = source.checkpoint
     weights.load_into(model, weights.read(path), path, run.model.name)
-    return Foreign(model, sha256_file(path), checkpoint_block(path))
+    return Foreign(model, checkpoint_block(path))
 
 
 def _from_robustbench(run: Run, name: str) -> Foreign:
@@ -177,5 +180,11 @@ def _from_robustbench(run: Run, name: str) -> Foreign:
     if dataset is None:
         raise UserError(f"task {run.task.name}: RobustBench has no models for it")
     model, files = load(name, dataset, run.task.threat.norm)
-    digest = sha256_json({path.name: sha256_file(path) for path in files})
-    return Foreign(model, digest, checkpoint_block(files[0]) if len(files) == 1 else None)
+    if not files:  # torchvision keeps the weights of ImageNet's standard models
+        return Foreign(model, weights.checkpoint_block(model))
+    blocks = [checkpoint_block(path) for path in files]
+    if len(blocks) == 1:
+        return Foreign(model, blocks[0])
+    digest = sha256_json([block["sha256"] for block in blocks])  # an ensemble
+    size = sum(block["bytes"] for block in blocks)
+    return Foreign(model, {"sha256": digest, "bytes": size, "format": "torch"})

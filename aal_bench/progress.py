@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TextIO
 
 LOG_INTERVAL = 60.0
@@ -15,35 +16,37 @@ LOG_INTERVAL = 60.0
 class Task:
     """One line of progress: done out of total, with a free text."""
 
-    def __init__(self, name: str, total: int, stream: TextIO) -> None:
+    def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done, self.text = name, total, 0, ""
-        self._stream = stream
-        self._began = self._last = time.monotonic()
+        self._skipped = 0
+        self._began = time.monotonic()
 
     def advance(self, amount: int = 1, text: str | None = None) -> None:
         """Count `amount` more; `text` replaces the description shown beside the count."""
         self.done += amount
         if text is not None:
             self.text = text
-        now = time.monotonic()
-        if now - self._last >= LOG_INTERVAL:
-            self._last = now
-            left = (now - self._began) * (self.total - self.done) / max(self.done, 1)
-            print(
-                f"{self.name:9} {self.done}/{self.total}  {self.text}  {clock(left)} left",
-                file=self._stream,
-                flush=True,
-            )
 
     def skip(self, amount: int) -> None:
         """Count work that an earlier process did: it says nothing about the speed of this one."""
         self.done += amount
+        self._skipped += amount
         self.total = max(self.total, self.done)
+
+    def line(self) -> str:
+        """``train      900/1,000  loss 0.41  01:40 passed, 00:11 left``."""
+        seconds = time.monotonic() - self._began
+        times = f"{clock(seconds)} passed"
+        done = self.done - self._skipped
+        if done:
+            times += f", {clock(seconds * (self.total - self.done) / done)} left"
+        parts = (f"{self.name:9}", f"{self.done:,}/{self.total:,}", self.text, times)
+        return "  ".join(part for part in parts if part)
 
 
 class _Bar(Task):
     def __init__(self, name: str, total: int, stream: TextIO) -> None:
-        super().__init__(name, total, stream)
+        super().__init__(name, total)
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -63,20 +66,19 @@ class _Bar(Task):
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=Console(file=stream),
-            transient=False,
+            transient=True,  # a line on standard output says how it ended
         )
         self._id = self._bar.add_task(name, total=total, text="")
         self._bar.start()
 
     def advance(self, amount: int = 1, text: str | None = None) -> None:
-        self.done += amount
-        if text is not None:
-            self.text = text
+        super().advance(amount, text)
         self._bar.update(self._id, advance=amount, text=self.text)
 
     def skip(self, amount: int) -> None:
         super().skip(amount)
-        self._bar.update(self._id, advance=amount)
+        # A bar begun at this count: rich measures the speed from here on.
+        self._bar.reset(self._id, total=self.total, completed=self.done, text=self.text)
 
     def close(self) -> None:
         self._bar.stop()
@@ -100,4 +102,24 @@ def track(name: str, total: int, stream: TextIO | None = None) -> Iterator[Task]
         finally:
             bar.close()
     else:
-        yield Task(name, total, out)
+        task = Task(name, total)
+        with _minute_by_minute(task, out):
+            yield task
+
+
+@contextmanager
+def _minute_by_minute(task: Task, out: TextIO) -> Iterator[None]:
+    # A thread, because one batch of AutoAttack may take an hour, and a silent log looks dead.
+    over = Event()
+
+    def speak() -> None:
+        while not over.wait(LOG_INTERVAL):
+            print(task.line(), file=out, flush=True)
+
+    speaker = Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()

@@ -100,7 +100,12 @@ MODELS = {
         "aal_bench.models.torchvision:resnet50", CLASSIFICATION, "torchvision ResNet-50, 224 px"
     ),
     "cnn4": Row(
-        "aal_bench.models.learn2learn:cnn4", CLASSIFICATION, "learn2learn CNN4, 4 conv blocks"
+        "aal_bench.models.learn2learn:cnn4", CLASSIFICATION, "learn2learn CNN4, 64 channels"
+    ),
+    "cnn4-W": Row(
+        "aal_bench.models.learn2learn:cnn4",
+        CLASSIFICATION,
+        "learn2learn CNN4, W channels (cnn4-32), 16 px and more",
     ),
 }
 

@@ -14,7 +14,7 @@ from torch import nn
 from aal_bench import environment, paths, registry, results, summary
 from aal_bench.adversarials import Adversarials
 from aal_bench.config import Run
-from aal_bench.errors import RunFailed, UserError
+from aal_bench.errors import RunFailed, UserError, full_disk
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Threat
 from aal_bench.models import weights
@@ -97,12 +97,13 @@ def recorded(folder: RunFolder) -> Iterator[None]:
         folder.update(status="cancelled")
         raise
     except Exception as error:
-        message = str(error).splitlines()[0] if str(error) else ""
-        stage = folder.record.get("stage", "train")
-        folder.update(
-            status="error",
-            error={"stage": stage, "type": type(error).__name__, "message": message},
-        )
+        cause = full_disk(error) or error
+        failure = {
+            "stage": folder.record.get("stage", "train"),
+            "type": type(cause).__name__,
+            "message": str(cause).partition("\n")[0],
+        }
+        folder.update(status="error", error=failure)
         raise
     folder.update(status="success")
 

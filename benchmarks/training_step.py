@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -141,11 +140,20 @@ def report_growth(name: str, model_name: str) -> None:
     """In a process of its own: print the growth of the resident set during two steps."""
     with tempfile.TemporaryDirectory() as folder:
         step = make(name, model_name, Path(folder))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # Linux: 5 resets the high-water mark, which imports and the parent's fork have raised.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident_peak()
         step()
         step()
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((after - before) * 1024)
+        print(resident_peak() - before)
+
+
+def resident_peak() -> int:
+    """Bytes of the resident set's high-water mark."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this kernel does not tell the peak of the resident set")
 
 
 def measure(model_name: str, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:

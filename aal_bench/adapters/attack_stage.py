@@ -127,7 +127,7 @@ def _attack(
             f"the model's logits are {tuple(logits.shape)}; {len(images.y)} images of"
             f" {stage.setting.classes} classes need {(len(images.y), stage.setting.classes)}"
         )
-    if not counted.finite():
+    if not bool(torch.isfinite(logits).all()):
         raise RunFailed(f"stage {stage.name}: the model's logits are not finite")
     return x_adv, logits.argmax(1), violation
 

@@ -2,8 +2,8 @@
 
 The attacks are pyautoattack's, called as its `run_standard_evaluation` calls them: on the
 survivors, in index order, each batch reseeded. Splitting the suite into stages is what makes it
-resumable at (attack, batch) and its cost visible per attack. `torchattacks.AutoAttack` is refused: since commit
-9338c5f (2022) it runs 10 iterations where AutoAttack runs 100.
+resumable at (attack, batch) and its cost visible per attack. `torchattacks.AutoAttack` is refused:
+since commit 9338c5f (2022) it runs 10 iterations where AutoAttack runs 100.
 """
 
 from __future__ import annotations

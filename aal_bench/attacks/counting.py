@@ -33,7 +33,6 @@ class Counted(nn.Module):
         self._rows = {len(x): torch.arange(len(x))}
         self._forwards: Counter[int] = Counter()
         self._backwards: Counter[int] = Counter()
-        self._sum = torch.zeros((), device=x.device)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.model(x)
@@ -44,7 +43,6 @@ class Counted(nn.Module):
             if size not in self._rows:
                 self._rows[size] = self._locate(x.detach(), self._x)
             self._forwards[size] += 1
-            self._sum = self._sum + logits.detach().float().sum()
             if logits.requires_grad:
                 logits.register_hook(lambda _: self._backwards.update((size,)))
         return logits
@@ -52,10 +50,6 @@ class Counted(nn.Module):
     def counts(self) -> tuple[Tensor, Tensor]:
         """Forwards and backwards of each watched image, two int64 tensors (B,) on the CPU."""
         return self._spread(self._forwards), self._spread(self._backwards)
-
-    def finite(self) -> bool:
-        """Whether every logit since `watch` was a number; waits for the device."""
-        return bool(torch.isfinite(self._sum))
 
     def _locate(self, part: Tensor, whole: Tensor) -> Tensor:
         """Positions in `whole` of the rows of `part`, each slightly perturbed."""

@@ -6,7 +6,8 @@ Costs the wrapped method's passes plus the one clean pass that gives M, g and g_
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -43,6 +44,10 @@ class AAL(Method):
         super().__init__(options, threat)  # type: ignore[arg-type]
         self.association: Association | None = None
 
+    @property
+    def keeps_graph(self) -> bool:
+        return not self.options.detach_mask and self.options.control != "no_gate"
+
     def build(self, model: nn.Module) -> nn.Module:
         """Put the gate after the stem; ``control = no_gate`` leaves the model as it is."""
         model = self.wrapped.build(model)
@@ -63,8 +68,9 @@ class AAL(Method):
         with attacking(model, self.craft_bn, weight_graph=not self.options.detach_mask):
             plan = self.wrapped.plan(model, batch, objective)
             one_step = plan.start is batch.x and plan.steps == 1
-            first = fgsm_step(plan.eps, self.options) if one_step else plan.alpha
-            found = self._associate(model, batch, objective, first)
+            if one_step:
+                plan = plan._replace(alpha=fgsm_step(plan.eps, self.options))
+            found = self._associate(model, batch, objective, plan.alpha)
             self._note(found)
             if one_step and self.options.start in {"inherit", "clean"}:
                 return selective_fgsm(batch.x, found)
@@ -72,13 +78,32 @@ class AAL(Method):
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, objective: Objective) -> Tensor:
         if self.association is None:
-            return self.wrapped.loss(model, batch, x_adv, objective)
-        with second_attention(gate_of(model), self.association, self.options):
             loss = self.wrapped.loss(model, batch, x_adv, objective)
+        else:
+            with second_attention(gate_of(model), self.association, self.options):
+                loss = self.wrapped.loss(model, batch, x_adv, objective)
         weight = self.options.clean_weight
         if weight:
             loss = (1 - weight) * loss + weight * objective(batch.x, batch.targets)
         return loss
+
+    def extra_modules(self) -> dict[str, nn.Module]:
+        return self.wrapped.extra_modules()
+
+    def param_groups(self, model: nn.Module) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+        return self.wrapped.param_groups(model)
+
+    def before_step(self, batch: Batch) -> None:
+        self.wrapped.before_step(batch)
+
+    def after_step(self, batch: Batch, x_adv: Tensor) -> None:
+        self.wrapped.after_step(batch, x_adv)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.wrapped.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.wrapped.load_state_dict(state)
 
     def _associate(
         self, model: nn.Module, batch: Batch, objective: Objective, step: float | Tensor
@@ -90,28 +115,23 @@ class AAL(Method):
         return associative_mask(clean_loss, x, reading.M, self.options, xi1, step)
 
     def _iterate(self, model: nn.Module, batch: Batch, plan: Plan, found: Association) -> Tensor:
-        start, gradient = self._start(batch.x, plan, found)
-        steps = plan.steps
+        start, steps = self._start(batch.x, plan, found), plan.steps
         assert isinstance(steps, int), "AAL wraps plans of one step count"
         arguments = (batch.x, found, plan.eps, plan.alpha, steps, self.options)
         if self.options.pgd_refresh:
             xi1 = self.options.descent_step(batch.lr)
-            return selective_pgd_refreshed(
-                plan.objective, gate_of(model), *arguments, xi1, start
-            )
-        return selective_pgd(linf_pgd, plan.objective, *arguments, start, gradient)
+            return selective_pgd_refreshed(plan.objective, gate_of(model), *arguments, xi1, start)
+        return selective_pgd(linf_pgd, plan.objective, *arguments, start)
 
-    def _start(
-        self, x: Tensor, plan: Plan, found: Association
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """A14: the wrapped start scaled into the masked box; from x itself, g is known already."""
+    def _start(self, x: Tensor, plan: Plan, found: Association) -> Tensor:
+        """A14: the start of the wrapped attack, or another, scaled into the masked box."""
         K = found.K.detach()
         if self.options.start == "clean":
-            return None, found.g
+            return x
         if self.options.start == "uniform":
-            return uniform_start(x, plan.eps * K), None
+            return uniform_start(x, plan.eps * K)
         unmasked = gaussian_start(x) if self.options.start == "gaussian" else plan.start
-        return x + K * (unmasked - x), None
+        return x + K * (unmasked - x)
 
     def _note(self, found: Association) -> None:
         self.association = found

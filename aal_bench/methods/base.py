@@ -84,6 +84,11 @@ class Method:
         self.log: dict[str, Tensor] = {}
         """Scalars (0-dim tensors, never synchronised here) that the loop averages into its log."""
 
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether `attack` returns x_adv with a graph to the weights, which one backward uses up."""
+        return False
+
     def build(self, model: nn.Module) -> nn.Module:
         """Surgery on the model (an attention gate, auxiliary heads); default: identity."""
         return model

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from aal_bench.config import Strict
+from aal_bench.errors import UserError
+from aal_bench.methods.base import Method
 
 Closure = Callable[[], Tensor]
 """() -> the method's scalar loss, re-callable."""
@@ -28,6 +30,13 @@ class Plain:
 
     def __init__(self, options: Strict) -> None:
         self.options = options
+
+    def check(self, method: Method) -> None:
+        """Refuse a method that this update cannot work with; Plain takes every one.
+
+        Raises:
+            UserError: it cannot; the message names the option to change.
+        """
 
     def __call__(
         self,
@@ -74,6 +83,14 @@ class AWP(Plain):
     Options = AWPOptions
     options: AWPOptions
 
+    def check(self, method: Method) -> None:
+        """Refuse an attack that keeps its graph: it can be differentiated once, AWP needs twice."""
+        if self.options.gamma and method.keeps_graph:
+            raise UserError(
+                "update awp cannot follow an attack that is differentiated through:"
+                " set method.detach_mask=true, or use --update plain"
+            )
+
     def __call__(
         self,
         model: nn.Module,
@@ -85,9 +102,14 @@ class AWP(Plain):
         """Perturb the weights, descend there, take the perturbation back."""
         if not self.options.gamma or progress < self.options.warmup:
             return super().__call__(model, loss, backward, step, progress)
-        weights = [p for n, p in model.named_parameters() if p.ndim >= 2 and "weight" in n]
+        weights = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.ndim >= 2 and "weight" in name and parameter.requires_grad
+        ]
         with frozen_statistics(model):
-            gradients = torch.autograd.grad(loss(), weights)
+            # A weight that the loss does not reach (a gate that is pinned) is not perturbed.
+            gradients = torch.autograd.grad(loss(), weights, materialize_grads=True)
         with torch.no_grad():
             shifts = [
                 w.norm() * self.options.gamma / (g.norm() + 1e-12) * g

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,9 @@ PREFIXES = ("module.", "_orig_mod.")
 METADATA = "aal_bench"
 DAMAGED = (
     AssertionError,
+    AttributeError,
     EOFError,
     LookupError,
-    OSError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -113,7 +114,10 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of unknown protocols and TorchScript: what follows is an error that says more.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
@@ -122,7 +126,7 @@ def _torch(path: Path) -> Any:
             f"{path}: holds {named[1]}, which would run code when loaded, not only tensors; save"
             " the model's state_dict() with torch.save or as safetensors"
         ) from None
-    except DAMAGED as error:
+    except (OSError, *DAMAGED) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path}: damaged, or not a checkpoint: {reason[:160]}") from None
 
@@ -174,16 +178,18 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: Path, name: st
     model.load_state_dict(weights, strict=False)
 
 
-def digest(model: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of a model's weights: who it is without a file."""
-    sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, Tensor):  # a module's extra state
-            sha.update(f"{name} {value!r}".encode())
-            continue
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+def checkpoint_block(model: nn.Module) -> dict[str, Any]:
+    """``{sha256, bytes, format}`` of the safetensors file that a model without a file would make."""
+    from safetensors.torch import save as serialise
+
+    state = {
+        name: value.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    content = serialise(state)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"sha256": digest, "bytes": len(content), "format": "safetensors"}
 
 
 def _derived(own: dict[str, Tensor]) -> set[str]:

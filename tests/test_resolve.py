@@ -1,0 +1,187 @@
+"""From what was typed to a resolved run: command line > task file, everything spelled out."""
+
+import pytest
+import torch
+
+from aal_bench import registry
+from aal_bench.config import read_task
+from aal_bench.errors import UserError
+from aal_bench.resolve import SMOKE, Request, resolve, stages_of
+
+DIGITS = read_task(registry.task_file("digits"))
+BINARY = """
+name = "binary"
+title = "two classes"
+model = "cnn4"
+[data]
+name = "digits"
+classes = 2
+size = 16
+[threat]
+eps = "8/255"
+[attack]
+step = "2/255"
+[train]
+epochs = 1
+lr = 0.1
+"""
+
+
+def resolved(*settings, **options):
+    return resolve(Request("digits", device="cpu", settings=settings, **options))
+
+
+def test_without_options_the_task_decides():
+    run = resolved()
+    assert run.task == DIGITS
+    assert run.model.name == DIGITS.model
+    assert run.protocol == DIGITS.protocol
+    assert (run.method.name, run.update.name, run.seed) == ("standard", "plain", 0)
+    assert (run.ema, run.compile, run.smoke) == (None, False, False)
+
+
+def test_the_command_line_goes_before_the_task():
+    run = resolved(epochs=3, batch_size=16, model="resnet18", protocol="fast", seed=5, ema=0.99)
+    assert (run.task.train.epochs, run.task.train.batch_size) == (3, 16)
+    assert (run.model.name, run.protocol, run.seed, run.ema) == ("resnet18", "fast", 5, 0.99)
+    assert run.task.train.lr == DIGITS.train.lr
+
+
+def test_a_setting_goes_before_an_option_of_the_same_name():
+    assert resolved("train.epochs=7", epochs=3).task.train.epochs == 7
+
+
+def test_every_option_of_the_method_is_recorded_with_its_value():
+    run = resolved(method="aal-pgd")
+    method = registry.load(registry.METHODS["aal-pgd"].target)
+    assert run.method.options == method.Options().model_dump(mode="json")
+    assert run.method.options["zeta"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("setting", "place", "value"),
+    [
+        ("train.lr=0.05", "task.train.lr", 0.05),
+        ("lr = 0.05", "task.train.lr", 0.05),
+        ("threat.eps=4/255", "task.threat.eps", "4/255"),
+        ("eps=0.1", "task.threat.eps", "0.1"),
+        ("attack.steps=3", "task.attack.steps", 3),
+        ("evaluation.seed=9", "task.evaluation.seed", 9),
+        ("data.subset.count=100", "task.data.subset.count", 100),
+        ("normalisation.mean=[0.5, 0.5, 0.5]", "task.normalisation.mean", [0.5, 0.5, 0.5]),
+        ("xi2=0", "method.options.xi2", 0.0),
+        ("method.xi2=0", "method.options.xi2", 0.0),
+        ("gate.position=post_conv1", "method.options.gate.position", "post_conv1"),
+        ("gamma=row", "method.options.gamma", "row"),
+    ],
+)
+def test_set_finds_the_place_of_a_key(setting, place, value):
+    found = resolved(setting, method="aal-pgd").model_dump(mode="json")
+    for part in place.split("."):
+        found = found[part]
+    assert found == value
+
+
+def test_set_reaches_the_update():
+    run = resolved("update.gamma=0.005", "warmup=0.5", update="awp")
+    assert run.update.options == {"gamma": 0.005, "warmup": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=3", "--set seed: which one? evaluation.seed, --seed"),
+        ("batch_size=3", "--set batch_size: which one? train.batch_size, evaluation.batch_size"),
+        ("trian.lr=3", "--set trian.lr: unknown key. Did you mean train.lr"),
+        ("learningrate=3", "--set learningrate: unknown key."),
+        ("train.lrr=3", "task digits: unknown key 'train.lrr'. Did you mean lr"),
+        ("method.xi3=3", "method aal-pgd: unknown key 'xi3'. Did you mean xi2, xi1?"),
+        ("method.gate.postion=x", "unknown key 'gate.postion'. Did you mean position"),
+        ("train=3", "--set train: unknown key. Did you mean"),
+        ("lr", "--set lr: write key=value, as in --set train.lr=0.05"),
+        ("=3", "--set =3: write key=value"),
+        ("train.lr=fast", "task digits: train.lr: must be a number, got 'fast'"),
+        ("train.lr=", "task digits: train.lr: must be a number, got ''"),
+        ("train.epochs.x=1", "--set task.train.epochs.x: 'epochs' is a value, not a table"),
+        ("zeta=2", "method aal-pgd: zeta: Input should be less than or equal to 1 (got 2)"),
+        ("kernel=m3", "method aal-pgd: kernel: Input should be 'm', 'm2' or 'one_minus_m2'"),
+        ("gate.kernel_size=4", "method aal-pgd: gate: kernel_size must be odd"),
+        ("eps=eight", "threat.eps: 'eight' is not a fraction like 8/255"),
+        ("eps=-8/255", "threat.eps: '-8/255' is negative"),
+        ("eps=8", "write 8/255 for 8 grey levels"),
+        ("validation=many", "train.validation: must be a number, got 'many'"),
+    ],
+)
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_wrong_setting_is_one_line(setting, message, smoke):
+    with pytest.raises(UserError) as caught:
+        resolved(setting, method="aal-pgd", smoke=smoke)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_smoke_cuts_everything_and_says_so():
+    run = resolved("train.epochs=50", smoke=True, protocol="full", limit_eval=1000, limit_train=9)
+    assert run.smoke
+    assert run.protocol == "smoke"
+    assert run.task.train.epochs == 1
+    assert run.task.train.validation == min(DIGITS.train.validation, SMOKE["validation"])
+    assert (run.limits.train, run.limits.eval) == (9, SMOKE["eval"])
+    assert run.hash() != resolved().hash()
+
+
+def test_a_smoke_run_does_not_hide_a_mistyped_protocol():
+    with pytest.raises(UserError, match="unknown protocol 'ful'"):
+        resolved(smoke=True, protocol="ful")
+
+
+def test_too_few_classes_for_dlr_change_the_protocols_name_and_stages(tmp_path):
+    (tmp_path / "binary.toml").write_text(BINARY)
+    run = resolve(Request(str(tmp_path / "binary.toml"), device="cpu"))
+    assert run.protocol == "full-no-apgd-t"
+    assert stages_of(run) == ("clean", "fgsm", "pgd-10", "apgd-ce", "fab-t", "square")
+    listed = resolve(
+        Request(str(tmp_path / "binary.toml"), device="cpu", protocol="clean,pgd-3,apgd-t")
+    )
+    assert stages_of(listed) == ("clean", "pgd-3")
+    assert stages_of(resolved()) == registry.protocol("full")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "not a device"), ("mps", "only cpu and cuda"), ("cuda:99", "torch sees")],
+)
+def test_a_device_that_is_not_there_is_refused(device, message):
+    with pytest.raises(UserError, match=message):
+        resolve(Request("digits", device=device))
+
+
+def test_the_device_is_cuda_where_there_is_one():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve(Request("digits")).device == expected
+    assert resolved(precision="bf16").precision == "bf16"
+
+
+def test_a_class_that_is_no_method_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("class A: pass\n\ndef f(): pass\n")
+    for name in ("A", "f"):
+        with pytest.raises(UserError, match="must be a subclass of"):
+            resolved(method=f"{tmp_path}/mine.py:{name}")
+
+
+METHOD = """
+from aal_bench.methods.standard import Standard
+
+class Mine(Standard):
+    pass
+"""
+
+
+def test_the_code_of_a_method_of_ones_own_is_part_of_the_configuration(tmp_path):
+    """Its path is not: the same file elsewhere is the same method, an edited one is another."""
+    hashes = []
+    for folder, code in (("a", METHOD), ("b", METHOD), ("c", METHOD + "    attacks = True\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(code)
+        hashes.append(resolved(method=f"{tmp_path}/{folder}/mine.py:Mine").hash())
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -74,7 +74,7 @@ class Options(Strict):
 class Method:
     """Base: trains on the clean batch. A subclass is what differs from this."""
 
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[Any]] = Options
     attacks: ClassVar[bool] = True
     """False: `attack` returns the clean batch and costs no pass."""
 
@@ -86,7 +86,7 @@ class Method:
 
     @property
     def keeps_graph(self) -> bool:
-        """Whether `attack` returns x_adv with a graph to the weights, which one backward uses up."""
+        """Whether x_adv comes with a graph to the weights, which one backward pass uses up."""
         return False
 
     def build(self, model: nn.Module) -> nn.Module:

@@ -115,12 +115,14 @@ class AWP(Plain):
                 w.norm() * self.options.gamma / (g.norm() + 1e-12) * g
                 for w, g in zip(weights, gradients, strict=True)
             ]
-            torch._foreach_add_(weights, shifts)
+            for weight, shift in zip(weights, shifts, strict=True):
+                weight.add_(shift)
         try:
             return super().__call__(model, loss, backward, step, progress)
         finally:
             with torch.no_grad():
-                torch._foreach_sub_(weights, shifts)
+                for weight, shift in zip(weights, shifts, strict=True):
+                    weight.sub_(shift)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def load_into(model: nn.Module, weights: dict[str, Tensor], path: Path, name: st
 
 
 def checkpoint_block(model: nn.Module) -> dict[str, Any]:
-    """``{sha256, bytes, format}`` of the safetensors file that a model without a file would make."""
+    """``{sha256, bytes, format}`` of the safetensors file that a model without one would make."""
     from safetensors.torch import save as serialise
 
     state = {

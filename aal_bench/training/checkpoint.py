@@ -1,4 +1,4 @@
-"""Checkpoints written atomically: a killed process leaves the old one or the new one, never half."""
+"""Checkpoints written atomically: a killed process leaves the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def clear_leftovers(path: Path) -> None:
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """State of every generator that training on `device` may draw from."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     state: dict[str, Any] = {
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
@@ -84,6 +84,7 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     name, keys, position = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, *state["numpy_gauss"]))
+    legacy = (name, keys.numpy().astype(np.uint32), position, *state["numpy_gauss"])
+    np.random.set_state(legacy)  # noqa: NPY002  a method's own code may draw from it
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

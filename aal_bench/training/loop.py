@@ -59,6 +59,7 @@ class Loop:
         self.options = setting.run.task.train
         self.device = torch.device(setting.run.device)
         self.stepper = Stepper(setting)
+        self.model = self.stepper.model
         self.steps_per_epoch = -(-len(setting.train) // self.options.batch_size)
         self.steps = self.steps_per_epoch * self.options.epochs
         self.epoch = self.step = 0
@@ -100,7 +101,7 @@ class Loop:
             self._stop_on_bad_loss()
 
     def _run_epoch(self, progress: Task) -> None:
-        self.stepper.model.train()
+        self.model.train()
         self._lapped = time.perf_counter()
         every = self.options.checkpoint_every
         for batch in self._batches():

@@ -47,9 +47,9 @@ class Stepper:
         self.update.check(self.method)
         self.accelerator = accelerator_for(run)
         device = torch.device(run.device)
-        self.model = setting.model.to(device, memory_format=torch.channels_last)
-        for module in self.method.extra_modules().values():
-            module.to(device, memory_format=torch.channels_last)
+        self.model = setting.model
+        for module in (self.model, *self.method.extra_modules().values()):
+            module.to(device=device).to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
             self.method.param_groups(self.model),
             lr=train.lr,
@@ -57,9 +57,10 @@ class Stepper:
             weight_decay=train.weight_decay,
             fused=True,
         )
+        self.network: nn.Module
         self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         if run.compile:
-            self.network = torch.compile(self.network)
+            self.network = torch.compile(self.network)  # pyright: ignore[reportAttributeAccessIssue]
         self.objective = setting.make_objective(self.network)
         self.averaged = averaged(self.model, run.ema)
         self.grad_clip = train.grad_clip

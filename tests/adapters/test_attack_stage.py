@@ -187,6 +187,21 @@ def test_it_works_under_no_grad_and_leaves_the_generator_alone(run, evidence):
     assert not evidence.robust().all()
 
 
+def test_every_batch_draws_the_numbers_of_the_tasks_seed_whatever_was_drawn_before(run):
+    drawn = []
+
+    def attack(_model, x, _y):
+        drawn.append(float(torch.rand(())))
+        return x
+
+    run("clean")
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        run(Own(attack, name=f"own {seed}"))
+    assert len(drawn) > 4
+    assert set(drawn) == {float(torch.rand((), generator=torch.Generator().manual_seed(3)))}
+
+
 def test_arithmetic_is_exact_while_attacking_and_as_before_afterwards(run):
     def flags():
         cudnn = torch.backends.cudnn

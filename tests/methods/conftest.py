@@ -1,4 +1,4 @@
-"""A small smooth network in float64 that counts its own passes, and methods as the runner builds them."""
+"""A small smooth network in float64 that counts its own passes; methods as the runner has them."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ class _Counted(torch.autograd.Function):
 
 
 class Toy(nn.Module):
-    """Three counted, normalised, smooth layers for 8x8 images and 5 classes; says where gates go."""
+    """Three smooth, normalised layers for 8x8 images and 5 classes; says where gates go."""
 
     gate_sites = {"post_bn_relu": "body", "post_conv1": "norm"}  # noqa: RUF012
     gate_channels = 4

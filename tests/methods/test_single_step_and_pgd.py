@@ -30,7 +30,7 @@ def test_pgd_is_torchattacks_pgd_from_the_same_start(toy, batch, make):
 
 
 def test_rs_fgsm_is_one_long_step_from_a_random_start(toy, batch, make):
-    """Wong et al.: delta ~ U(-eps, eps) in the box, + 1.25 eps sign(g), clipped to eps and the box."""
+    """Wong et al.: delta ~ U(-eps, eps) in the box, + 1.25 eps sign(g), clipped to both."""
     net, x = toy().eval(), batch.x
     torch.manual_seed(0)
     delta = (torch.rand_like(x) * 2 - 1) * EPS

@@ -139,18 +139,26 @@ def test_an_attack_that_keeps_its_graph_is_refused_and_the_mend_named(make, upda
 
 
 def test_frozen_statistics_normalise_with_the_batch_and_come_back_after_an_error():
-    norms = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm1d(3))
-    norms.add_module("stateless", nn.BatchNorm2d(3, track_running_stats=False))
+    usual, cumulative = nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None)
+    flat, stateless = nn.BatchNorm1d(3), nn.BatchNorm2d(3, track_running_stats=False)
+    norms = nn.ModuleList([usual, cumulative, flat, stateless])
     x = torch.rand(4, 3, 2, 2) * 5
     expected = nn.functional.batch_norm(x, None, None, training=True)
     before = copy.deepcopy(norms.state_dict())
-    with pytest.raises(ZeroDivisionError), frozen_statistics(norms):
-        torch.testing.assert_close(norms[0](x), expected)
-        norms[1](x), norms[2](x[..., 0]), norms[3](x)
-        raise ZeroDivisionError
+
+    def use_and_fail() -> None:
+        with frozen_statistics(norms):
+            for norm in (usual, cumulative, stateless):
+                torch.testing.assert_close(norm(x), expected)
+            flat(x[..., 0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
     after = norms.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[key], before[key]) for key in before)
     assert [norm.momentum for norm in norms] == [0.1, None, 0.1, 0.1]
-    norms[0](x), norms[1](x)
-    assert [int(norm.num_batches_tracked) for norm in norms[:2]] == [1, 1]
+    for norm in (usual, cumulative):
+        norm(x)
+        assert norm.num_batches_tracked == 1

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out; damaged, foreign and hostile files are refused in one line."""
+"""Checkpoints: what goes in comes out; damaged, foreign and hostile files are refused."""
 
 import os
 import pickle
@@ -44,7 +44,7 @@ def test_a_cut_file_is_refused(path):
     whole = path.read_bytes()
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="not a readable checkpoint .*; delete it"):
+        with pytest.raises(UserError, match=r"not a readable checkpoint .*; delete it"):
             checkpoint.load(path)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def kill_while_training(server, folder: Path, moment: float, **arguments) -> boo
     return ended(server) == signal.SIGKILL
 
 
-def without_seconds(value):
+def without_seconds(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
     if isinstance(value, list | tuple):
@@ -117,6 +118,60 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(server, tmp_path, cas
     assert ended(server) == 0
     assert_identical(everything(killed), expected)
     assert [path.name for path in (killed / "checkpoints").iterdir()] == ["state.pt"]
+
+
+REMEMBERING = """
+import pathlib
+import torch
+from aal_bench.methods.fgsm import FGSM
+
+class Remembering(FGSM):
+    def __init__(self, options, threat):
+        super().__init__(options, threat)
+        self.seen = torch.zeros(200)
+        self.teacher = torch.nn.Linear(10, 10)
+
+    def extra_modules(self):
+        return {"teacher": self.teacher}
+
+    def loss(self, model, batch, x_adv, objective):
+        taught = self.teacher(model(batch.x))
+        weight = 1 + self.seen[batch.idx, None]
+        return objective(x_adv, batch.targets) + (weight * taught.square()).mean()
+
+    def after_step(self, batch, x_adv):
+        self.seen[batch.idx] += torch.rand(len(batch.idx))
+        if batch.progress > 0.6 and pathlib.Path("interrupt").exists():
+            raise KeyboardInterrupt
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+"""
+
+
+def test_per_sample_state_and_extra_networks_continue_too(toy, tmp_path, monkeypatch):
+    """A method of one's own, stopped by Ctrl-C in the middle of an epoch."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(REMEMBERING)
+    arguments = {"method": "mine.py:Remembering", "settings": ["train.checkpoint_every=3"]}
+    torch.manual_seed(0)
+    toy.train(folder=tmp_path / "whole", **arguments)
+    Path("interrupt").touch()
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(folder=tmp_path / "stopped", **arguments)
+    Path("interrupt").unlink()
+    stopped = everything(tmp_path / "stopped")
+    assert stopped["step"] == 15
+    assert stopped["method"]["seen"].count_nonzero() == 118
+    assert stopped["extra"].keys() == {"teacher"}
+    toy.train(folder=tmp_path / "stopped", **arguments)
+    expected = everything(tmp_path / "whole")
+    assert_identical(everything(tmp_path / "stopped"), expected)
+    assert expected["method"]["seen"].max() > 1
 
 
 def test_the_seed_decides_and_nothing_else(toy, tmp_path):

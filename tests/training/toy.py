@@ -1,4 +1,4 @@
-"""A tiny network for the training tests; run as a program, a server of trainings that may be killed.
+"""A tiny network for the training tests; as a program, a server of trainings that may be killed.
 
 The server imports torch once. For each line of JSON on its standard input (the arguments of
 `train`) it forks a process that trains, says its id, waits for it, and says how it ended.
@@ -25,7 +25,7 @@ def build(classes: int, size: int) -> Architecture:
 
 
 def setting(folder: str | Path, settings: tuple[str, ...] | list[str] = (), **request):
-    """(adapter, method, model, folder) of a run on 118 digits with 20 held out, as a runner has them."""
+    """Adapter, method, model and folder of a run on 118 digits with 20 held out, as in a runner."""
     from aal_bench.adapters.classification import Classification
     from aal_bench.resolve import Request, resolve
     from aal_bench.runner import build_method
@@ -40,8 +40,8 @@ def setting(folder: str | Path, settings: tuple[str, ...] | list[str] = (), **re
 
 def train(**arguments):
     """Train in the real loop, or go on from the folder's checkpoint."""
-    adapter, *rest = setting(**arguments)
-    return adapter.fit(*rest)
+    adapter, method, model, folder = setting(**arguments)
+    return adapter.fit(method, model, folder)
 
 
 def serve() -> None:

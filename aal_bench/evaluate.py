@@ -59,6 +59,7 @@ def evaluate(
     _unambiguous(request, source)
     described = None if source.checkpoint is None else _describe(source.checkpoint)
     if described is not None:
+        _trusted(described, request, source.checkpoint)
         request = request._replace(model=request.model or described.model, method=described.method)
     elif source.robustbench is not None:
         request = request._replace(model=f"robustbench:{source.robustbench}")
@@ -93,6 +94,17 @@ def _unambiguous(request: Request, source: Source) -> None:
             )
     elif source.checkpoint is None and ":" not in (request.model or ""):
         raise UserError("give --checkpoint FILE, --robustbench NAME or --model module:builder")
+
+
+def _trusted(described: weights.Described, request: Request, path: Path | None) -> None:
+    """A file may name registered code only: what runs on the user's machine is what she typed."""
+    said = {"method": described.method, "model": described.model}
+    for kind, name in said.items():
+        if ":" in name and name != getattr(request, kind):
+            raise UserError(
+                f"{path}: says that its {kind} is the code '{name}';"
+                f" if you trust that code, add --{kind} {name}"
+            )
 
 
 def _describe(path: Path) -> weights.Described | None:

@@ -288,6 +288,22 @@ def test_a_file_that_describes_itself_is_believed_and_not_overruled(plain, tmp_p
     refused(r"unknown method 'slandard'\. Did you mean standard", out, request(), source(lost))
 
 
+def test_a_file_cannot_have_code_imported_that_nobody_typed(plain, tmp_path):
+    proof = tmp_path / "ran"
+    code = tmp_path / "evil.py"
+    code.write_text(f"open({str(proof)!r}, 'w').close()\n")
+    path = tmp_path / "model.safetensors"
+    for kind in ("method", "model"):
+        said = {"method": "standard", "model": "cnn4-32"} | {kind: f"{code}:Evil"}
+        normalisation = NORMALISED.model_dump(mode="json")
+        stated = weights.Described(
+            **said, classes=10, size=16, normalisation=normalisation, options={}
+        )
+        weights.save(path, plain.state_dict(), stated)
+        refused(f"if you trust that code, add --{kind}", tmp_path / "out", request(), source(path))
+    assert not proof.exists()
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [

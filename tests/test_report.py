@@ -26,7 +26,7 @@ class TestTable:
     def test_rows_are_the_protocols_with_autoattack_as_one(self, make_result):
         made = make_result()
         text = shown(report.table(made.result, made.task))
-        for label in ("clean", "fgsm  32/255", "pgd-10  32/255", "autoattack", "all of them"):
+        for label in ("clean", "fgsm  24/255", "pgd-10  24/255", "autoattack", "all of them"):
             assert f"\n{label}" in text
         assert "apgd-ce" not in text
 
@@ -77,7 +77,7 @@ class TestTable:
     def test_protocols_without_all_of_autoattack_show_its_parts(self, make_result):
         made = make_result(protocol="fast")
         text = shown(report.table(made.result, made.task))
-        assert "\napgd-ce  32/255" in text
+        assert "\napgd-ce  24/255" in text
         assert "\nautoattack" not in text
 
     @pytest.mark.parametrize("width", [200, 80, 40])

@@ -93,8 +93,8 @@ class TestRobustBenchView:
         record = tree(make_result().result)
         assert record["clean_acc"] == f"{100 * record['metrics']['clean']['value']:.2f}"
         assert record["autoattack_acc"] == f"{100 * record['metrics']['autoattack']['value']:.2f}"
-        assert (record["dataset"], record["eps"]) == ("digits", "32/255")
-        assert record["architecture"] == record["model"]["architecture"] == "CNN-4"
+        assert (record["dataset"], record["eps"]) == ("digits", "24/255")
+        assert record["architecture"] == record["model"]["architecture"] == "CNN-4-32"
 
     @pytest.mark.parametrize(
         ("model", "architecture"),
@@ -287,7 +287,7 @@ class TestRunHash:
     def test_the_record_carries_it_and_the_entry_is_named_by_it(self, make_result):
         result = make_result().result
         assert result.run_hash is not None
-        assert result.submission_id == f"aal-pgd-cnn4-seed0-{result.run_hash[:8]}"
+        assert result.submission_id == f"aal-pgd-cnn4-32-seed0-{result.run_hash[:8]}"
 
 
 class TestFiles:
@@ -303,7 +303,7 @@ class TestFiles:
         record = json.loads((tmp_path / "result.json").read_text())
         assert record["threat"] == {
             "norm": "Linf",
-            "eps": "32/255",
+            "eps": "24/255",
             "box": [0.0, 1.0],
             "targeted": False,
         }

@@ -17,6 +17,7 @@ from aal_bench.config import Run
 from aal_bench.errors import RunFailed, UserError, full_disk
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Threat
+from aal_bench.methods.updates import Plain
 from aal_bench.models import weights
 from aal_bench.resolve import Request, resolve, stages_of
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
@@ -55,8 +56,13 @@ def execute(job: Job) -> results.Result:
             f"{job.folder.path}: this run was begun and not finished"
             f" (status {job.folder.record['status']}). Add --resume, or choose another --out"
         )
+    from accelerate.utils import set_seed
+
     adapter = load_adapter(job.run, job.data_dir)
-    method = build_method(job.run)
+    # Networks of the method's own (a teacher) are drawn before the model: the seed covers them too.
+    set_seed(job.run.seed)
+    method, update = build_method(job.run), build_update(job.run)
+    update.check(method)
     model = job.foreign.model if job.foreign is not None else method.build(adapter.build())
     adapter.check(stages_of(job.run), training=job.foreign is None)
     job.folder.same_data(adapter.fingerprint())
@@ -74,14 +80,16 @@ def execute(job: Job) -> results.Result:
         },
     )
     with recorded(job.folder):
-        result = _stages(job, adapter, method, model)
+        result = _stages(job, adapter, method, update, model)
     summary.show(result, job.run, job.folder.path)
     return result
 
 
-def _stages(job: Job, adapter: Any, method: Method, model: nn.Module) -> results.Result:
+def _stages(
+    job: Job, adapter: Any, method: Method, update: Plain, model: nn.Module
+) -> results.Result:
     if job.foreign is None:
-        train(job, adapter, method, model)
+        train(job, adapter, method, update, model)
         model = rebuild(job.folder / "model.safetensors", adapter, method)
     evidence = evaluate(job, adapter, model)
     job.folder.update(stage="summarise")
@@ -129,14 +137,20 @@ def build_method(run: Run) -> Method:
     return method(method.Options(**run.method.options), threat)
 
 
-def train(job: Job, adapter: Any, method: Method, model: nn.Module) -> None:
+def build_update(run: Run) -> Plain:
+    """What happens around the run's optimiser step."""
+    update = registry.load(registry.find("update", run.update.name).row.target)
+    return update(update.Options(**run.update.options))
+
+
+def train(job: Job, adapter: Any, method: Method, update: Plain, model: nn.Module) -> None:
     """Train unless ``model.safetensors`` is there; keep last and best."""
     folder = job.folder
     if (folder / "model.safetensors").exists():
         summary.say_trained(folder.record["training"], earlier=True)
         return
     folder.update(stage="train")
-    trained: Trained = adapter.fit(method, model, folder.path)
+    trained: Trained = adapter.fit(method, update, model, folder.path)
     described = weights.Described(
         model=job.run.model.name,
         classes=job.run.task.data.classes,

@@ -41,7 +41,7 @@ class ChannelGate(nn.Module):
         )
 
     def forward(self, f: Tensor) -> Tensor:
-        scores = self.mlp(f.mean((2, 3))) + self.mlp(f.amax((2, 3)))
+        scores = self.mlp(f.mean((2, 3))) + self.mlp(f.flatten(2).max(2).values)
         return f * scores.sigmoid().to(f.dtype)[:, :, None, None]
 
 
@@ -72,7 +72,9 @@ class SpatialGate(nn.Module):
 
     def mask(self, f: Tensor) -> Tensor:
         """M (B,1,h,w) in (0, 1) of the feature map `f` (B,C,h,w), at least float32."""
-        pooled = torch.cat([f.amax(1, keepdim=True), f.mean(1, keepdim=True)], 1)
+        # Not amax: its gradient looks for the maximum in f, and a compiled bfloat16 graph that
+        # forms f again in float32 finds none and divides by their number.
+        pooled = torch.cat([f.max(1, keepdim=True).values, f.mean(1, keepdim=True)], 1)
         return full_precision(self.bn(self.conv(pooled))).sigmoid()
 
     def forward(self, f: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from aal_bench.attacks.stages import Stage
 from aal_bench.config import Run
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective
+from aal_bench.methods.updates import Plain
 
 
 class Adapter(Protocol):
@@ -41,7 +42,7 @@ class Adapter(Protocol):
         """The loss that training and attacks share."""
         ...
 
-    def fit(self, method: Method, model: nn.Module, folder: Path) -> Any:
+    def fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Any:
         """Train; resumes from the folder's checkpoint where there is one."""
         ...
 

@@ -21,6 +21,7 @@ from aal_bench.data.subset import hold_out
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective, fp32
+from aal_bench.methods.updates import Plain
 from aal_bench.models.build import Classifier, build
 from aal_bench.training.loop import Loop, Trained
 from aal_bench.training.loop import Setting as LoopSetting
@@ -97,15 +98,14 @@ class Classification:
             train = train.subset(torch.from_numpy(rest))
         return limited(train, self.run.limits.train), held
 
-    def fit(self, method: Method, model: nn.Module, folder: Path) -> Trained:
+    def fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
         """Train in the common loop."""
         train, held = self.training_split()
-        update = registry.load(registry.find("update", self.run.update.name).row.target)
         setting = LoopSetting(
             run=self.run,
             model=model,
             method=method,
-            update=update(update.Options(**self.run.update.options)),
+            update=update,
             make_objective=self.objective,
             train=train,
             validate=self._validator(held) if held is not None and len(held) else None,

@@ -145,3 +145,18 @@ def test_a_compiled_network_gives_the_same_gradients_and_honours_pins(gated, bat
     with gate.pinned(0.5):
         torch.testing.assert_close(compiled(x), net(x))
     torch.testing.assert_close(compiled(x), net(x))
+
+
+def test_a_compiled_bfloat16_gate_gives_finite_gradients():
+    """Compiled, the features may be formed twice in two precisions: their maximum must not be
+    found again by comparison, or the gradient is 0/0."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    net = nn.Sequential(stem, SpatialGate()).train()
+    x = torch.rand(4, 3, 8, 8)
+    compiled = torch.compile(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = compiled(x).float().square().sum()
+    loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in net.parameters())

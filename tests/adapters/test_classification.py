@@ -14,6 +14,7 @@ from aal_bench.config import Choice, Limits, Run, read_task
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Threat
+from aal_bench.methods.updates import Plain, PlainOptions
 
 TINY = """
 from torch import nn
@@ -218,7 +219,7 @@ def test_a_checkpoint_near_chance_is_refused_with_the_usual_causes(make):
 def test_training_selects_on_the_held_out_part_and_leaves_its_curves(make, tmp_path):
     adapter = make(method="pgd", train={"epochs": 2, "validation": 100}, attack={"steps": 2})
     method = method_of(adapter)
-    found = adapter.fit(method, adapter.build(), tmp_path)
+    found = adapter.fit(method, Plain(PlainOptions()), adapter.build(), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
 

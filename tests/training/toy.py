@@ -40,8 +40,10 @@ def setting(folder: str | Path, settings: tuple[str, ...] | list[str] = (), **re
 
 def train(**arguments):
     """Train in the real loop, or go on from the folder's checkpoint."""
+    from aal_bench.runner import build_update
+
     adapter, method, model, folder = setting(**arguments)
-    return adapter.fit(method, model, folder)
+    return adapter.fit(method, build_update(adapter.run), model, folder)
 
 
 def serve() -> None:

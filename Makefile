@@ -35,9 +35,21 @@ $(UV):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 
+# learn2learn builds a C extension; a machine without a compiler gets one from a wheel.
+ifeq ($(shell command -v $${CC:-cc}),)
+ZIG := $(BIN)/zig-cc
+export CC := $(abspath $(ZIG))
+export LDSHARED := $(CC) -shared
+$(ZIG): $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(VENV)/zig ziglang
+	printf '#!/bin/sh\nPYTHONPATH=%s exec %s -m ziglang cc "$$@"\n' \
+	  $(abspath $(VENV)/zig) $(abspath $(BIN)/python) > $@
+	chmod +x $@
+endif
+
 # torchattacks 3.5.1 carries old copies of robustbench's files in its wheel; whichever of the two is
 # installed last wins. Installing robustbench once more settles it (toolkits/robustbench_overwritten).
-$(READY): $(UV) requirements.lock pyproject.toml
+$(READY): $(UV) $(ZIG) requirements.lock pyproject.toml
 	$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
 	$(UV) pip sync --quiet --python $(BIN)/python --reinstall-package robustbench requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .

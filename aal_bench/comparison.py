@@ -80,6 +80,10 @@ def captions(result: Result, task: Task) -> list[str]:
         rows.append(f"reference: RobustBench {row.entry}, {row.architecture}, {row.venue}")
     else:
         rows.append(f"no reference: {near.reason}")
+    if result.evidence is not None:
+        digest = result.evidence.dataset_fingerprint.get("pixels", "")
+        if digest in task.data.fingerprints:
+            rows.append(f"pixels {digest[:8]}: {task.data.fingerprints[digest]}")
     return rows
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,8 @@ from aal_bench.threat import ExactFraction, Threat, format_fraction
 
 Family = Literal["classification", "detection", "fewshot"]
 M = TypeVar("M", bound=BaseModel)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What torch, numpy and Python all take."""
 
 
 class Strict(BaseModel):
@@ -49,7 +51,7 @@ class Subset(Strict):
     """A fixed, class-balanced part of the test split that *is* the task's test set."""
 
     count: int = Field(gt=0)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Data(Strict):
@@ -94,7 +96,7 @@ class Train(Strict):
     """*Training* images held out, class-balanced, for selection; 0: keep "last" only."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part."""
-    validation_seed: int = 0
+    validation_seed: Seed = 0
     validate_every: int = Field(default=1, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Also write a resumable checkpoint every so many steps; None: at the end of epochs only."""
@@ -111,7 +113,7 @@ class Evaluation(Strict):
     """The fixed partition and seed of every attack: they are part of the question."""
 
     batch_size: int = Field(default=512, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Normalisation(Strict):
@@ -194,7 +196,7 @@ class Run(Strict):
     model: Choice
     protocol: str
     limits: Limits = Limits()
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False

@@ -19,6 +19,8 @@ from aal_bench.results import Result
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
 from aal_bench.runner import build_method, execute
 
+ZOO = "robustbench.utils:load_model"
+
 
 class Foreign(NamedTuple):
     """A model that this run did not train."""
@@ -26,6 +28,10 @@ class Foreign(NamedTuple):
     model: nn.Module
     block: dict[str, Any]
     """``{sha256, bytes, format}`` of the weights file, or of the one that they would make."""
+    described: bool = False
+    """The file says itself how it is to be fed: accuracy at chance is a finding, no mistake."""
+    loader: str = "aal_bench.models.build:build"
+    """``module:function`` that built the model."""
 
     @property
     def sha256(self) -> str:
@@ -60,6 +66,10 @@ def evaluate(
     described = None if source.checkpoint is None else _describe(source.checkpoint)
     if described is not None:
         _trusted(described, request, source.checkpoint)
+        if request.method not in {"standard", described.method}:
+            raise UserError(
+                f"{source.checkpoint} says that its method is '{described.method}': omit --method"
+            )
         request = request._replace(model=request.model or described.model, method=described.method)
     elif source.robustbench is not None:
         request = request._replace(model=f"robustbench:{source.robustbench}")
@@ -85,6 +95,7 @@ def _unambiguous(request: Request, source: Source) -> None:
             "--checkpoint": source.checkpoint,
             "--model": request.model,
             "--normalise": source.normalise,
+            "--method": None if request.method == "standard" else request.method,
         }
         surplus = [name for name, value in given.items() if value is not None]
         if surplus:
@@ -129,12 +140,19 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
                 f" {described.size} px, task {task.name} has {task.data.classes} and"
                 f" {task.data.size} px"
             )
+        if run.method.options != _defaults(described.method):
+            raise UserError(f"{source.checkpoint} says its own method options: omit their --set")
         known = registry.load(registry.method_row(described.method).target).Options
         options = parse(known, described.options, f"{source.checkpoint}: method {described.method}")
         update["method"] = run.method.model_copy(
             update={"options": options.model_dump(mode="json")}
         )
     return run.model_copy(update=update)
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    options = registry.load(registry.method_row(method).target).Options
+    return options().model_dump(mode="json")
 
 
 def _normalisation(source: Source, run: Run, described: weights.Described | None) -> Normalisation:
@@ -177,12 +195,14 @@ def _load(run: Run, source: Source) -> Foreign:
     torch.manual_seed(run.seed)
     model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
     model = build_method(run).build(model)
+    if any(weight.dtype != torch.float32 for weight in model.parameters()):
+        raise UserError(f"model {run.model.name}: verdicts are taken in float32; build it so")
     if source.checkpoint is None:
         # Of the weights, not of the name: the builder may load others tomorrow.
         return Foreign(model, weights.checkpoint_block(model))
     path = source.checkpoint
     weights.load_into(model, weights.read(path), path, run.model.name)
-    return Foreign(model, checkpoint_block(path))
+    return Foreign(model, checkpoint_block(path), described=weights.describe(path) is not None)
 
 
 def _from_robustbench(run: Run, name: str) -> Foreign:
@@ -193,10 +213,10 @@ def _from_robustbench(run: Run, name: str) -> Foreign:
         raise UserError(f"task {run.task.name}: RobustBench has no models for it")
     model, files = load(name, dataset, run.task.threat.norm)
     if not files:  # torchvision keeps the weights of ImageNet's standard models
-        return Foreign(model, weights.checkpoint_block(model))
+        return Foreign(model, weights.checkpoint_block(model), loader=ZOO)
     blocks = [checkpoint_block(path) for path in files]
     if len(blocks) == 1:
-        return Foreign(model, blocks[0])
+        return Foreign(model, blocks[0], loader=ZOO)
     digest = sha256_json([block["sha256"] for block in blocks])  # an ensemble
     size = sum(block["bytes"] for block in blocks)
-    return Foreign(model, {"sha256": digest, "bytes": size, "format": "torch"})
+    return Foreign(model, {"sha256": digest, "bytes": size, "format": "torch"}, loader=ZOO)

@@ -135,7 +135,7 @@ PROTOCOLS = {
     ),
     "fast": (
         ("clean", "pgd-20", "apgd-ce", "apgd-t"),
-        "development: 97 % of AutoAttack's effect in a third of its time; never ranked",
+        "development: AutoAttack's two gradient attacks; never ranked",
     ),
     "smoke": (("clean", "fgsm", "pgd-2"), "seconds; proves that the parts run; never ranked"),
 }
@@ -161,6 +161,8 @@ def find(kind: str, name: str) -> Found:
     if found is not None:
         return found
     hint = did_you_mean(name, list(rows(kind)))
+    if name.endswith(".py"):
+        hint = f" Say which class of the file: {name}:Name."
     where = "methods" if kind == "update" else f"{kind}s"
     raise UserError(f"unknown {kind} '{name}'.{hint} (aal-bench list {where})")
 
@@ -252,6 +254,8 @@ def protocol(name: str) -> tuple[str, ...]:
     if "," in name:
         return _listed(name)
     if name not in PROTOCOLS:
+        if _match(rows("attack"), name) is not None:
+            raise UserError(f"'{name}' is one attack; as a protocol, write clean,{name}")
         raise UserError(
             f"unknown protocol '{name}'.{did_you_mean(name, list(PROTOCOLS))}"
             f" Known: {', '.join(PROTOCOLS)}; or a list: clean,pgd-100"

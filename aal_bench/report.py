@@ -75,6 +75,7 @@ def markdown(result: Result, task: Task, figures: Sequence[str] = ()) -> str:
         _claims(result, task),
         _robustbench(result, task),
         _flags(result.flags),
+        _method(result),
         _protocol(result),
         _cost(result),
         _environment(result),
@@ -208,6 +209,30 @@ def _protocol(result: Result) -> str:
     )
 
 
+def _method(result: Result) -> str:
+    """The resolved configuration: what the command line and the task's defaults came to."""
+    if result.training is None:
+        return ""
+    config = result.training.config
+    parts = {
+        "method": {"name": config["method"]["name"], **config["method"]["options"]},
+        "update": {"name": config["update"]["name"], **config["update"]["options"]},
+        "train": config["task"]["train"],
+        "attack": {"eps": result.eps, **config["task"]["attack"]},
+        "run": {
+            "model": config["model"]["name"],
+            "seed": result.training.seeds,
+            **{key: config[key] for key in ("precision", "compile", "ema")},
+            "threads": result.environment.threads,
+        },
+    }
+    rows = [
+        (name, ", ".join(f"{key} {_cell(value)}" for key, value in part.items()))
+        for name, part in parts.items()
+    ]
+    return "## Training\n\n" + _grid(("", "resolved"), rows)
+
+
 def _cost(result: Result) -> str:
     rows = [
         (
@@ -225,7 +250,7 @@ def _cost(result: Result) -> str:
         memory = training.peak_memory_bytes
         parts.append(
             f"Training: {training.wall_seconds:,.1f} s"
-            + (f", {training.epochs} epochs" if training.epochs is not None else "")
+            + (f", epochs {training.epochs}" if training.epochs is not None else "")
             + (f", peak memory {memory / 2**30:.2f} GiB" if memory else "")
             + f", on {training.gpu or result.environment.cpu or 'CPU'}."
         )

@@ -140,6 +140,11 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     if smoke:
         return "smoke"
     if task.data.classes < DLR_CLASSES and "apgd-t" in stages:
+        if not set(stages) - {"clean", "apgd-t"}:
+            raise UserError(
+                f"protocol {name}: apgd-t needs {DLR_CLASSES} classes, the task has"
+                f" {task.data.classes}, and no other attack is left"
+            )
         return f"{name}-no-apgd-t"
     return name
 

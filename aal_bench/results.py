@@ -53,9 +53,9 @@ __all__ = [
 def run_hash(
     task_hash: str,
     threat: ThreatBlock,
-    loader: str | None,
-    checkpoint_sha256: str,
+    model: ModelBlock,
     evaluation: Sequence[StageRecord],
+    limit: int | None = None,
 ) -> str:
     """sha256 over everything that may change a number, and nothing else.
 
@@ -68,9 +68,12 @@ def run_hash(
         {
             "task_hash": task_hash,
             "threat": threat.model_dump(mode="json"),
-            "loader": loader,
-            "checkpoint": checkpoint_sha256,
+            "model": model.model_dump(
+                mode="json", include={"name", "loader", "normalisation", "surgery"}
+            ),
+            "checkpoint": None if model.checkpoint is None else model.checkpoint.sha256,
             "evaluation": stages,
+            "limit": limit,
         }
     )
 
@@ -88,9 +91,13 @@ def evidence_file(path: Path, evidence: Evidence, fingerprint: dict[str, str]) -
 
 
 def method_name(run: Run) -> str:
-    """The method with its update: ``pgd``, ``trades-awp``."""
-    plain = run.update.name == "plain"
-    return run.method.name if plain else f"{run.method.name}-{run.update.name}"
+    """The method with its update and its control: ``pgd``, ``trades-awp``, ``aal-fgsm[no_gate]``.
+
+    A control is another method than the one that it is a control of: no claim is about it.
+    """
+    control = run.method.options.get("control", "none")
+    name = run.method.name + ("" if control == "none" else f"[{control}]")
+    return name if run.update.name == "plain" else f"{name}-{run.update.name}"
 
 
 def training_block(
@@ -180,7 +187,7 @@ def build(
     threat = ThreatBlock(norm=task.threat.norm, eps=task.threat.eps)
     digest = None
     if block.checkpoint is not None:
-        digest = run_hash(task_hash, threat, block.loader, block.checkpoint.sha256, evaluation)
+        digest = run_hash(task_hash, threat, block, evaluation, run.limits.eval)
     tree: dict[str, Any] = {
         "submission_id": _submission_id(run, digest),
         "status": status,

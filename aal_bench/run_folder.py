@@ -92,6 +92,7 @@ class RunFolder:
             "seed": run.seed,
             "device": run.device,
             "stages": self.record.get("stages", {}),
+            "attempts": [*self.record.get("attempts", []), _attempt(fields)],
             **fields,
         }
         self.write()
@@ -148,6 +149,12 @@ def _listed(names: list[str], held: dict[str, Any], wanted: dict[str, Any]) -> s
     spelt = [f"{name} ({value(held, name)} there, {value(wanted, name)} here)" for name in names]
     more = len(names) - SHOWN
     return ", ".join(spelt[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _attempt(fields: dict[str, Any]) -> dict[str, Any]:
+    """When, by which command and with what: a resumed run may have had two environments."""
+    kept = {key: fields[key] for key in ("command", "environment") if key in fields}
+    return {"at": _now(), **kept}
 
 
 def _text(path: Path | None) -> str | None:

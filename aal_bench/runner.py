@@ -132,6 +132,10 @@ def build_method(run: Run) -> Method:
             f"method {run.method.name} trains against Linf, the task's threat is"
             f" {run.task.threat.norm}: only 'standard' fits"
         )
+    if method.attacks and method.plan is Method.plan and method.attack is Method.attack:
+        raise UserError(
+            f"method {run.method.name}: states no attack; give it plan(), or attacks = False"
+        )
     attack = run.task.attack
     threat = Threat(run.task.threat.radius, float(attack.step), attack.steps)
     return method(method.Options(**run.method.options), threat)
@@ -200,7 +204,7 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
         # A stage without a survivor to attack has no batch, and its skipped rows are evidence too.
         evidence.save(path)
         summary.say_stage(name, evidence, folder)
-        if name == "clean" and job.foreign is not None:
+        if name == "clean" and job.foreign is not None and not job.foreign.described:
             adapter.check_clean(evidence)
     folder.update(adversarials=adversarials.merge(evidence))
     return evidence

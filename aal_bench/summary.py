@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from aal_bench import __version__, results
+from aal_bench.aal.attention import has_gate
 from aal_bench.config import Normalisation, Run
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
@@ -46,6 +47,7 @@ def summarise(
         training=None if job.foreign is not None else _training_block(run, record),
         adversarials=_adversarials_block(folder, record["adversarials"]),
         flags=_flags(evidence, run),
+        published={"footnote": _footnote(run)},
     )
     results.write(folder / "result.json", result)
     figures = adapter.figures(method, model, folder.path)
@@ -94,7 +96,8 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "macs": _multiply_accumulates(model, run),
         "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
-        "loader": "aal_bench.models.build:build",
+        "loader": "aal_bench.models.build:build" if job.foreign is None else job.foreign.loader,
+        "surgery": run.method.identity() if has_gate(model) else None,
         "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),
         "deterministic_forward": _deterministic(model, adapter, run),
     }
@@ -146,6 +149,15 @@ def _adversarials_block(folder: RunFolder, count: int) -> Adversarials | None:
     return Adversarials(path=path.name, sha256=sha256_file(path), dtype="float32", count=count)
 
 
+def _footnote(run: Run) -> str | None:
+    """What a reader of RobustBench's keys alone must not miss."""
+    if run.smoke:
+        return "SMOKE: a trial of the machinery, not a result"
+    if run.limits.eval is not None:
+        return f"LIMITED to {run.limits.eval} test images: not a result"
+    return None
+
+
 def _flags(evidence: Evidence, run: Run) -> list[Flag]:
     accuracy, chance = float(evidence.clean_correct().mean()), 1 / run.task.data.classes
     if accuracy > 2 * chance:
@@ -162,7 +174,7 @@ def _flags(evidence: Evidence, run: Run) -> list[Flag]:
 
 
 def announce(job: Job, task_hash: str, adapter: Any) -> None:
-    """The two lines at the start: what is run, on what, and where it goes."""
+    """The lines at the start: what is run, on which pixels, and where it goes."""
     run = job.run
     limit = f" of which {run.limits.eval:,}" if run.limits.eval else ""
     subject = f"method {results.method_name(run)} · {run.model.name} · {run.device} {run.precision}"
@@ -174,6 +186,10 @@ def announce(job: Job, task_hash: str, adapter: Any) -> None:
         f" {adapter.images.source}) · {subject} · protocol {run.protocol} · seed {run.seed}"
     )
     print(f"task {task_hash[:8]}  config {run.hash()[:8]}  ->  {job.folder.path}", flush=True)
+    if not adapter.images.official:
+        digest = adapter.fingerprint()["pixels"]
+        known = run.task.data.fingerprints.get(digest, "not the toolkit's own, verified copy")
+        print(f"pixels {digest[:8]}  {known}", flush=True)
 
 
 def say_trained(training: dict[str, Any], earlier: bool = False) -> None:
@@ -212,4 +228,6 @@ def show(result: results.Result, run: Run, folder: Path, again: bool = False) ->
     if again:
         console.print(f"finished earlier, nothing to do  ->  {folder}")
     console.print(report.table(result, run.task))
+    for flag in result.flags:
+        console.print(f"{flag.severity:9} {flag.code}: {flag.note}", soft_wrap=True)
     console.print(f"report    {folder / 'report.md'}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """Fixtures that several folders share: evidence with known verdicts and a record made of it."""
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -13,6 +14,10 @@ from aal_bench.evidence import Evidence
 from aal_bench.record import Result
 from aal_bench.schema import Environment, EvidenceFile, StageRecord
 from aal_bench.threat import format_fraction
+
+# Test processes share the cores: more threads than cores spin against each other, which is slower
+# by orders of magnitude. Set before torch is imported, and inherited by the processes tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class Made(NamedTuple):

@@ -86,6 +86,12 @@ def refused(here, args):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("digits --seed 5000000000", "5000000000 is not in the range 0<=x<=4294967295"),
+        ("digits --set train.validation_seed=-1", "train.validation_seed: Input should be greater"),
+        # options that cannot act
+        ("digits --method aal-fgsm --set pgd_refresh=true", "without effect here: pgd_refresh"),
+        ("digits --method aal-pgd --set fgsm_step=two", "without effect here: fgsm_step"),
+        ("digits --method aal-pgd --set control=no_gate --set xi2=0", "without effect here: xi2"),
         # names
         ("digts", "unknown task 'digts'. Did you mean digits"),
         ("digits --method aal-pdg", "unknown method 'aal-pdg'. Did you mean aal-pgd, aal-fgsm?"),

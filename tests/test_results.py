@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from aal_bench import results, schema
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.record import Record, Result
-from aal_bench.schema import Failure, Flag, StageRecord, ThreatBlock
+from aal_bench.schema import Failure, Flag, ModelBlock, StageRecord, ThreatBlock
 
 MODEL_INFO = {
     "link": str,
@@ -248,10 +249,13 @@ class TestStatus:
 
 
 class TestRunHash:
-    def hash(self, stages: list[StageRecord], **change: str) -> str:
-        plain = {"task_hash": "a" * 64, "loader": "m:f", "checkpoint_sha256": "b" * 64} | change
+    def hash(self, stages: list[StageRecord], **change: Any) -> str:
+        task_hash, limit = change.pop("task_hash", "a" * 64), change.pop("limit", None)
+        checkpoint = {"sha256": "b" * 64, "bytes": 1, "format": "safetensors"}
+        plain = {"name": "m", "architecture": "M", "loader": "m:f", "checkpoint": checkpoint}
+        model = ModelBlock.model_validate(plain | change)
         threat = ThreatBlock.model_validate({"norm": "Linf", "eps": "8/255"})
-        return results.run_hash(threat=threat, evaluation=stages, **plain)
+        return results.run_hash(task_hash, threat, model, stages, limit)
 
     def test_two_honest_machines_agree(self, make_result):
         stages = make_result().result.evaluation
@@ -279,10 +283,21 @@ class TestRunHash:
         changed = [stages[0].model_copy(update=change), *stages[1:]]
         assert self.hash(stages) != self.hash(changed)
 
-    @pytest.mark.parametrize("name", ["task_hash", "loader", "checkpoint_sha256"])
-    def test_question_model_and_weights_are_in_it(self, make_result, name):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"task_hash": "f" * 64},
+            {"loader": "m:g"},
+            {"name": "n"},
+            {"checkpoint": {"sha256": "f" * 64, "bytes": 1, "format": "safetensors"}},
+            {"normalisation": {"mean": (0.5,) * 3, "std": (0.2,) * 3}},
+            {"surgery": {"name": "aal-pgd", "options": {"gate": {"position": "post_conv1"}}}},
+            {"limit": 32},
+        ],
+    )
+    def test_question_model_weights_and_what_was_evaluated_are_in_it(self, make_result, change):
         stages = make_result().result.evaluation
-        assert self.hash(stages) != self.hash(stages, **{name: "f" * 64})
+        assert self.hash(stages) != self.hash(stages, **change)
 
     def test_the_record_carries_it_and_the_entry_is_named_by_it(self, make_result):
         result = make_result().result

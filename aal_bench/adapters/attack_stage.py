@@ -129,6 +129,11 @@ def _attack(
         )
     if not bool(torch.isfinite(logits).all()):
         raise RunFailed(f"stage {stage.name}: the model's logits are not finite")
+    if not counted.sound():
+        raise RunFailed(
+            f"stage {stage.name}: the model's logits or input gradients are not finite on the way;"
+            " a signed-gradient attack would take that for robustness"
+        )
     return x_adv, logits.argmax(1), violation
 
 

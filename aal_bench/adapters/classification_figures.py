@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,10 @@ from aal_bench import figures
 from aal_bench.aal.attention import has_gate
 from aal_bench.aal.kernels import upsample
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
+from aal_bench.config import Run
 from aal_bench.evidence import wilson
 from aal_bench.methods.base import Batch, Method
+from aal_bench.results import method_name
 
 if TYPE_CHECKING:
     from aal_bench.adapters.classification import Classification
@@ -32,18 +35,26 @@ def draw(adapter: Classification, method: Method, model: nn.Module, folder: Path
     """Draw into ``figures/``; returns the paths relative to `folder`."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
+    identity = _identity(adapter.run)
     drawn: list[str] = []
     rows = _rows(folder / "metrics.jsonl")
     if rows:
-        figures.training_curves(rows, target / "training.png")
+        figures.training_curves(rows, target / "training.png", identity)
         drawn.append("figures/training.png")
     if has_gate(model) and hasattr(method, "association"):
-        _selective(adapter, method, model, target / "selective_attack.png")
+        # A copy: a method that crafts in train mode moves the running statistics.
+        _selective(adapter, method, deepcopy(model), target / "selective_attack.png", identity)
         drawn.append("figures/selective_attack.png")
     if adapter.task.threat.norm == "Linf":
-        _against_eps(adapter, model, target / "accuracy_eps.png")
+        _against_eps(adapter, model, target / "accuracy_eps.png", identity)
         drawn.append("figures/accuracy_eps.png")
     return drawn
+
+
+def _identity(run: Run) -> str:
+    """What a picture is of, also when it leaves its report."""
+    mark = "SMOKE · " if run.smoke else ""
+    return f"{mark}{run.task.name} · {method_name(run)} · {run.model.name} · seed {run.seed}"
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +87,9 @@ def _batches(adapter: Classification, count: int) -> Iterator[tuple[Tensor, Tens
         yield images.x, images.y
 
 
-def _selective(adapter: Classification, method: Any, model: nn.Module, path: Path) -> None:
+def _selective(
+    adapter: Classification, method: Any, model: nn.Module, path: Path, identity: str
+) -> None:
     """The paper's Fig. 3 from the method's own attack on test images, for the eye only."""
     x, y = next(_batches(adapter, SHOWN))
     lr = adapter.task.train.lr
@@ -90,10 +103,12 @@ def _selective(adapter: Classification, method: Any, model: nn.Module, path: Pat
         *(value.detach().float().cpu().numpy() for value in arrays),
         path=path,
         eps=adapter.task.threat.radius,
+        title=identity,
     )
 
 
-def _against_eps(adapter: Classification, model: nn.Module, path: Path) -> None:
+def _against_eps(adapter: Classification, model: nn.Module, path: Path, identity: str) -> None:
+    """A sweep of its own, beside the protocol: its numbers are not in the evidence."""
     radius, steps = adapter.task.threat.radius, adapter.task.attack.steps
     budgets = [multiple * radius for multiple in MULTIPLES if multiple * radius <= 1]
     names = ("FGSM", f"PGD-{steps}")
@@ -110,5 +125,10 @@ def _against_eps(adapter: Classification, model: nn.Module, path: Path) -> None:
         low, high = zip(*(wilson(k, n) for k in counts), strict=True)
         curves[name] = figures.Curve([k / n for k in counts], low, high)
     figures.accuracy_against_eps(
-        budgets, curves, path, radius, chance=1 / adapter.task.data.classes
+        budgets,
+        curves,
+        path,
+        radius,
+        chance=1 / adapter.task.data.classes,
+        title=f"{identity}\nAccuracy against eps, the first {n} test images",
     )

@@ -33,19 +33,37 @@ class Counted(nn.Module):
         self._rows = {len(x): torch.arange(len(x))}
         self._forwards: Counter[int] = Counter()
         self._backwards: Counter[int] = Counter()
+        self._sound = torch.ones((), dtype=torch.bool, device=x.device)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._x is not None and x.requires_grad:
+            x = x.view_as(x)  # a hook on the attack's own tensor would outlive this forward
+            given = _finite(x)
+            x.register_hook(lambda gradient: self._note(given, gradient))
         logits = self.model(x)
         if not isinstance(logits, Tensor):
             raise UserError(f"the model returns {type(logits).__name__}, not a tensor of logits")
         if self._x is not None:
             size = len(x)
+            self._note(_finite(x), logits)
             if size not in self._rows:
                 self._rows[size] = self._locate(x.detach(), self._x)
             self._forwards[size] += 1
             if logits.requires_grad:
                 logits.register_hook(lambda _: self._backwards.update((size,)))
         return logits
+
+    def sound(self) -> bool:
+        """Whether every finite image so far had finite logits and a finite gradient.
+
+        Signed-gradient attacks read NaN as "no step": such a model would survive them all.
+        """
+        return bool(self._sound)
+
+    def _note(self, given: Tensor, found: Tensor) -> None:
+        # An attack may lose an image on its own (FAB does where the gradient is zero); the model is
+        # at fault only where what it was given was finite.
+        self._sound = self._sound & (~given | _finite(found)).all()
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Forwards and backwards of each watched image, two int64 tensors (B,) on the CPU."""
@@ -68,6 +86,11 @@ class Counted(nn.Module):
         for size, times in passes.items():
             total.index_add_(0, self._rows[size], torch.full((size,), times))
         return total
+
+
+def _finite(values: Tensor) -> Tensor:
+    """Which samples of (B, ...) are finite throughout, (B,)."""
+    return torch.isfinite(values.detach()).flatten(1).all(1)
 
 
 def _distance(part: Tensor, whole: Tensor) -> Tensor:

@@ -42,11 +42,33 @@ class AAL(Method):
             self.craft_bn = options.craft_bn
             self.wrapped = self.base(self.base.Options(craft_bn=self.craft_bn), threat)
         super().__init__(options, threat)  # type: ignore[arg-type]
+        self._refuse_idle_options()
         self.association: Association | None = None
+
+    def _refuse_idle_options(self) -> None:
+        """An option that cannot act is a mistake, or a row that claims what it did not do."""
+        one_step = self.base is FGSM
+        from_clean_gradient = one_step and self.options.start in {"inherit", "clean"}
+        idle = {
+            "pgd_refresh": from_clean_gradient and self.options.pgd_refresh,
+            "fgsm_step": not one_step and self.options.fgsm_step != "eps",
+        }
+        if self.options.control == "no_gate":
+            acting = {"control", "clean_weight", "craft_bn"}
+            idle |= {
+                name: getattr(self.options, name) != field.get_default()
+                for name, field in Selective.model_fields.items()
+                if name not in acting
+            }
+        names = [name for name, is_idle in idle.items() if is_idle]
+        if names:
+            raise UserError(
+                f"method options without effect here: {', '.join(names)}; omit their --set"
+            )
 
     @property
     def keeps_graph(self) -> bool:
-        return not self.options.detach_mask and self.options.control != "no_gate"
+        return not self.options.detach_mask
 
     def build(self, model: nn.Module) -> nn.Module:
         """Put the gate after the stem; ``control = no_gate`` leaves the model as it is."""

@@ -485,6 +485,27 @@ def test_logits_that_are_no_numbers_fail_the_run(run, net, split, evidence, valu
     assert not evidence.done(stage)[evidence.clean_correct()].any()
 
 
+class Rough(nn.Module):
+    """The network with a term that is zero everywhere and has no derivative anywhere."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + (0 * x.flatten(1).sum(1, keepdim=True)).abs().sqrt()
+
+
+@pytest.mark.parametrize("stage", ["fgsm", "pgd-3", "cw-inf-2", "apgd-ce", "apgd-t", "fab-t"])
+def test_gradients_that_are_no_numbers_fail_the_run(run, net, evidence, stage):
+    """torch.sign(nan) is 0: the attack would stand still, and every image would survive it."""
+    rough = Rough(net)
+    run("clean", model=rough)
+    with pytest.raises(RunFailed, match=rf"stage {stage}"):
+        run(stage, model=rough)
+    assert not evidence.done(stage)[evidence.clean_correct()].any()
+
+
 def test_clean_logits_that_are_no_numbers_fail_the_run(run, net, evidence):
     with torch.no_grad():
         net[4].bias[2] = torch.nan

@@ -254,9 +254,12 @@ def test_a_gated_model_gets_the_picture_of_the_selective_attack(make, tmp_path):
         method="aal-fgsm", model=Choice(name="cnn4"), limits=Limits(eval=8), attack={"steps": 1}
     )
     method = method_of(adapter)
+    method.craft_bn = "train"  # and the attack of the picture moves running statistics: a copy's
     model = method.build(adapter.build()).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = adapter.figures(method, model, tmp_path)
     assert drawn == ["figures/selective_attack.png", "figures/accuracy_eps.png"]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 

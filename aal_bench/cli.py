@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,9 @@ def main() -> None:
     aal-bench list methods                      what can be run
     aal-bench doctor                            is everything installed?
     """  # noqa: D301 - click's mark for lines not to be wrapped
+    # Threads that spin while they wait slow a shared machine by orders of magnitude: a step of
+    # 0.1 s took 8 s beside two other processes. Read when torch is imported, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @contextmanager

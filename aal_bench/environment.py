@@ -38,10 +38,10 @@ def git_state() -> dict[str, Any]:
         return state
 
     def git(*arguments: str) -> str | None:
+        # Without locks: a run that is killed meanwhile must not leave one in the user's repository.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         except FileNotFoundError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -376,7 +376,7 @@ def test_a_run_does_not_continue_on_other_images(model, tmp_path, monkeypatch):
     (tmp_path / "four.toml").write_text(text)
     args = ["run", tmp_path / "four.toml", "--data-dir", data, "--model", model, "--out", out]
     args += ["--epochs", "1", "--device", "cpu", "--protocol", "clean,pgd-3"]
-    monkeypatch.setenv("TROUBLE", f"SIGINT train {out}/run.json")
+    monkeypatch.setenv("TROUBLE", f"SIGTERM train {out}/run.json")
     assert invoke(*args).exit_code == 130
     monkeypatch.delenv("TROUBLE")
 

@@ -36,6 +36,7 @@ def here(tmp_path, monkeypatch):
         "linear.py": MODEL,
         "mine.py": METHODS,
         "broken.py": "class Mine(:\n",
+        "idle.py": "from aal_bench.methods.base import Method\nclass Idle(Method): pass\n",
         "digits.toml": DIGITS.replace("epochs =", "epochz ="),
         "notoml.toml": "name = = 3\n",
         "named.toml": DIGITS,
@@ -100,6 +101,8 @@ def refused(here, args):
         ("digits --protocol ful", "unknown protocol 'ful'. Did you mean full"),
         ("digits --protocol clean,pdg-10", "unknown attack 'pdg-10'. Did you mean pgd-N"),
         ("digits --protocol pgd-10,clean", "a list begins with clean"),
+        ("digits --protocol pgd-20", "'pgd-20' is one attack; as a protocol, write clean,pgd-20"),
+        ("digits --method mine.py", "Say which class of the file: mine.py:Name"),
         ("digits --device gpu", "--device gpu: not a device"),
         # models that do not fit
         ("cifar10 --data-dir large --model wrn-11-1 --set size=48", "takes 32 px images, not 48"),
@@ -110,6 +113,7 @@ def refused(here, args):
         # methods of one's own
         ("digits --method mine.py:Mnie", "has no 'Mnie'. Did you mean Mine"),
         ("digits --method mine.py:NoMethod", "must be a subclass of"),
+        ("digits --method idle.py:Idle", "states no attack; give it plan(), or attacks = False"),
         ("digits --method broken.py:Mine", "broken.py:1: invalid syntax"),
         ("digits --method no_such_package.m:A", "no module named 'no_such_package.m'"),
         ("digits --method :Mine", "is not module:name or file.py:name"),

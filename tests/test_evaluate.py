@@ -274,6 +274,13 @@ def test_a_file_that_describes_itself_is_believed_and_not_overruled(plain, tmp_p
         source(path, normalise="none"),
     )
     refused("shapes differ", out, request(model="cnn4-64"), source(path))
+    refused("says that its method is 'standard'", out, request(method="trades"), source(path))
+    refused(
+        "says its own method options: omit their --set",
+        out,
+        request(settings=("method.craft_bn=train",)),
+        source(path),
+    )
     five = save_ours(tmp_path / "five.safetensors", plain, classes=5)
     refused(
         "a model of 5 classes and 16 px, task digits has 10 and 16 px", out, request(), source(five)

@@ -30,7 +30,7 @@ from aal_bench.schema import (
 )
 from aal_bench.threat import format_fraction
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """A change of the first number makes older records incompatible."""
 ABSENT = ("external", "autoattack_acc", "clean_acc")
 """Keys that are left out when unknown: RobustBench calls float() on whatever stands there."""
@@ -81,6 +81,8 @@ class Record(Block):
     """Findings of the audit and of the attacks' own checks."""
     verification: Verification = Field(default_factory=lambda: Verification(level=0))
     """Set by maintainers."""
+    seal: Sha256 | None = None
+    """sha256 of everything else in the file: tells an accident, not a forger, who can renew it."""
 
     @model_validator(mode="after")
     def _complete(self) -> Record:

@@ -39,12 +39,14 @@ __all__ = [
     "Result",
     "StageRecord",
     "build",
+    "dumps",
     "evidence_file",
     "method_name",
     "percent",
     "read",
     "robustbench_view",
     "run_hash",
+    "seal",
     "training_block",
     "write",
 ]
@@ -221,10 +223,21 @@ def build(
     return parse(Result, robustbench_view(record) | paper | tree, "result")
 
 
+def seal(tree: Mapping[str, Any]) -> str:
+    """The sha256 over everything else in a record's JSON `tree`."""
+    return sha256_json({key: value for key, value in tree.items() if key != "seal"})
+
+
+def dumps(result: Result) -> str:
+    """The record as the text of its file, sealed."""
+    tree = result.model_dump(mode="json")
+    tree["seal"] = seal(tree)
+    return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write(path: Path, result: Result) -> None:
     """Write the record as JSON, whole or not at all."""
-    tree = result.model_dump(mode="json")
-    write_text(path, json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, dumps(result))
 
 
 def read(path: Path) -> Result:

@@ -385,6 +385,31 @@ class Flag(Block):
     """One sentence for a reader."""
 
 
+class Event(Block):
+    """One thing that happened to an entry; what it said before stays on record."""
+
+    at: str
+    """When, RFC 3339."""
+    by: str
+    """Who."""
+    event: Literal["submitted", "replaced", "verified", "reattacked", "challenged"]
+    """``replaced``: by a new submission; ``reattacked`` and ``challenged`` add a stage."""
+    level: int = Field(ge=0, le=4)
+    """The level that the entry had afterwards."""
+    run_hash: Sha256 | None = None
+    """The run that the entry held until then (``replaced``), or holds."""
+    autoattack_acc: str | None = None
+    """Percent, before a replacement."""
+    external: str | None = None
+    """Percent, before this event; null: it had none."""
+    stage: str | None = None
+    """Name of the stage that was added."""
+    fallen: Count | None = None
+    """Images that stood before and fell now."""
+    note: str = ""
+    """One sentence."""
+
+
 class Verification(Block):
     """Set by maintainers; a submitter may not claim more than level 1."""
 
@@ -398,5 +423,5 @@ class Verification(Block):
     """Seed of the re-evaluation, drawn after the submission."""
     report_sha256: Sha256 | None = None
     """Of the verification's report."""
-    history: list[dict[str, Any]] = Field(default_factory=list)
-    """Earlier verifications."""
+    history: list[Event] = Field(default_factory=list)
+    """What happened to the entry, oldest first."""

@@ -322,7 +322,7 @@ class TestFiles:
             "box": [0.0, 1.0],
             "targeted": False,
         }
-        assert record["schema_version"] == "1.0"
+        assert record["schema_version"] == "1.1"
         assert record["created"] == "2026-01-02T00:00:00+00:00"
 
     @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ __all__ = [
     "robustbench_view",
     "run_hash",
     "seal",
+    "sealed",
     "training_block",
     "write",
 ]
@@ -228,10 +229,14 @@ def seal(tree: Mapping[str, Any]) -> str:
     return sha256_json({key: value for key, value in tree.items() if key != "seal"})
 
 
+def sealed(result: Result) -> Result:
+    """A copy with its seal renewed."""
+    return result.model_copy(update={"seal": seal(result.model_dump(mode="json"))})
+
+
 def dumps(result: Result) -> str:
-    """The record as the text of its file, sealed."""
+    """The record as the text of its file."""
     tree = result.model_dump(mode="json")
-    tree["seal"] = seal(tree)
     return json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -7,8 +7,7 @@ never robust. numpy only: whoever checks a submission needs no torch.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import re
 from collections.abc import Iterable
 from math import sqrt
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aal_bench import npz
 from aal_bench.errors import UserError
 from aal_bench.files import replacing
 
@@ -37,8 +37,9 @@ STAGE = np.dtype(
 """One row of a stage. Rows, not columns, lie together on disk: they compress a third better."""
 NORM_DECIMALS = 7
 """Norms are kept to 1e-7, a tenth of the tolerance on eps; the noise below is none of evidence."""
-_LARGEST = 1 << 30
-"""Bytes beyond which a file is no evidence table but an attempt to fill the memory."""
+_LARGEST = 1 << 28
+"""Bytes beyond which a file is no evidence table: a million rows of 15 stages."""
+STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,39}")
 
 Bools = NDArray[np.bool_]
 
@@ -110,8 +111,6 @@ class Evidence:
         """
         where = self._fresh(stage, rows)
         predicted = np.broadcast_to(_whole(pred, "i2", "pred"), where.shape)
-        if predicted.size and predicted.min() < 0:
-            raise ValueError("pred: a predicted class is >= 0")
         if stage == "clean":
             self.clean_pred[where] = predicted
             return
@@ -191,40 +190,45 @@ class Evidence:
             )
 
     @classmethod
-    def load(cls, path: Path) -> Evidence:
+    def load(cls, path: Path, largest: int = _LARGEST) -> Evidence:
         """Read a table without unpickling anything.
+
+        Args:
+            path: of the file.
+            largest: most bytes of the file, packed and unpacked.
 
         Raises:
             UserError: no such file, a damaged one, or one that contradicts itself.
         """
+        arrays = npz.read(path, largest, "evidence table")
         try:
-            with zipfile.ZipFile(path) as archive:
-                size = sum(entry.file_size for entry in archive.infolist())
-            if size > _LARGEST:
-                raise ValueError(f"{size:,} bytes unpacked")
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls._from_arrays({name: arrays[name] for name in arrays.files})
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such evidence file") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            return cls._from_arrays(arrays)
+        except (ValueError, UserError) as error:
             raise UserError(f"{path}: not a readable evidence table ({error})") from None
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Evidence:
-        if str(arrays["format"]) != FORMAT:
-            raise ValueError(f"format is {str(arrays['format'])!r}, not {FORMAT!r}")
-        table = cls(arrays["index"], arrays["label"])
-        table.clean_pred = _shaped(arrays["clean_pred"], np.dtype(np.int16), table, "clean_pred")
-        for name, array in arrays.items():
+        written = arrays.pop("format", None)
+        if written is None or not np.array_equal(written, FORMAT):
+            raise ValueError(f"format is {str(written)[:60]!r}, not {FORMAT!r}")
+        index = npz.take(arrays, "index", np.int32, None)
+        table = cls(index, npz.take(arrays, "label", np.int16, len(index)))
+        table.clean_pred = npz.take(arrays, "clean_pred", np.int16, len(index))
+        if table.clean_pred.min(initial=0) < NOT_MEASURED:
+            raise ValueError("clean_pred must be >= 0")
+        for name in list(arrays):
             prefix, _, stage = name.partition("/")
-            if prefix == "stage":
-                block = _shaped(array, STAGE, table, stage)
-                _consistent(stage, block, table.label)
-                table._blocks[stage] = block
+            if prefix != "stage" or stage == "clean":
+                raise ValueError(f"{name!r} is no column")
+            block = table._block(stage)
+            block[:] = npz.take(arrays, name, STAGE, len(index))
+            _consistent(stage, block, table.label)
         return table
 
     def _block(self, stage: str) -> NDArray[Any]:
         if stage not in self._blocks:
+            if not STAGE_NAME.fullmatch(stage):
+                raise UserError(f"a stage's name is up to 40 of a-z 0-9 . -, not {stage[:60]!r}")
             self._blocks[stage] = _empty(len(self))
         return self._blocks[stage]
 
@@ -307,29 +311,27 @@ def _empty(n: int) -> NDArray[Any]:
 
 
 def _consistent(stage: str, block: NDArray[Any], label: NDArray[Any]) -> None:
-    for name in ("recorded", "attacked", "ok"):
-        # A file may hold any byte here, and numpy counts a byte of 2 as two truths.
-        if block[name].view(np.uint8).max(initial=0) > 1:
-            raise ValueError(f"stage '{stage}': {name} holds more than true and false")
     if (block["ok"] & ~(block["attacked"] & (block["pred"] == label))).any():
         raise ValueError(f"stage '{stage}': a row is called correct against its prediction")
     if (block["attacked"] & ~block["recorded"]).any():
         raise ValueError(f"stage '{stage}': a row is attacked but not recorded")
     if not (np.isfinite(block["norm"]) & (block["norm"] >= 0)).all():
         raise ValueError(f"stage '{stage}': norm must be finite and >= 0")
-
-
-def _shaped(array: NDArray[Any], kind: np.dtype[Any], table: Evidence, name: str) -> NDArray[Any]:
-    if array.shape != (len(table),) or array.dtype != kind:
-        raise ValueError(f"{name} is {array.dtype}, {len(array)} rows")
-    return array
+    for name in ("pred", "forwards", "backwards"):
+        if block[name][block["attacked"]].min(initial=0) < 0:
+            raise ValueError(f"stage '{stage}': {name} must be >= 0")
+    idle = block[~block["attacked"]]  # a copy
+    idle["recorded"] = False
+    if (idle != _empty(len(idle))).any():
+        raise ValueError(f"stage '{stage}': a row that was not attacked holds numbers")
 
 
 def _whole(values: ArrayLike, kind: str, name: str) -> NDArray[Any]:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be whole numbers, got {array.dtype}")
-    limits = np.iinfo(kind)
-    if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+    if array.size and array.min() < 0:
+        raise ValueError(f"{name} must be >= 0")
+    if array.size and array.max() > np.iinfo(kind).max:
         raise ValueError(f"{name} does not fit {np.dtype(kind)}")
     return array.astype(kind)

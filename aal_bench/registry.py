@@ -141,6 +141,7 @@ PROTOCOLS = {
 }
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 _NUMBER = r"[1-9]\d{0,4}"
+_HOLE = re.compile(r"-[NDW](?=-|$)")
 
 
 class Found(NamedTuple):
@@ -168,10 +169,10 @@ def find(kind: str, name: str) -> Found:
 
 
 def _match(table: dict[str, Row], name: str) -> Found | None:
-    if name in table:
+    if name in table and not _HOLE.search(name):
         return Found(name, table[name], ())
     for pattern, row in table.items():
-        shape = re.sub(r"-[NDW](?=-|$)", lambda _: rf"-({_NUMBER})", pattern)
+        shape = _HOLE.sub(lambda _: rf"-({_NUMBER})", pattern)
         match = re.fullmatch(shape, name)
         if match and match.groups():
             return Found(name, row, tuple(int(number) for number in match.groups()))

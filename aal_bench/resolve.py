@@ -134,7 +134,7 @@ def stages_of(run: Run) -> tuple[str, ...]:
 
 def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     """A protocol that must leave a stage out has another name: its number is another number."""
-    from aal_bench.attacks.autoattack import DLR_CLASSES
+    from aal_bench.attacks.parameters import DLR_CLASSES
 
     stages = registry.protocol(name)
     if smoke:

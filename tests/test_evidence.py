@@ -125,9 +125,10 @@ class TestRecording:
             ([0], {"pred": 0, "norm": np.nan}, "norm must be finite"),
             ([0], {"pred": 0, "norm": -1.0}, "norm must be finite"),
             ([0], {"pred": 40_000}, "does not fit int16"),
-            ([0], {"pred": -1}, "predicted class is >= 0"),
+            ([0], {"pred": -1}, "pred must be >= 0"),
             ([0], {"pred": 0.5}, "whole numbers"),
             ([0], {"pred": 0, "forwards": 2**40}, "does not fit int32"),
+            ([0], {"pred": 0, "backwards": -1}, "backwards must be >= 0"),
         ],
     )
     def test_refuses(self, rows, columns, message):
@@ -157,11 +158,23 @@ class TestRecording:
         made.record("square", [0], pred=[0], ok=[False])
         assert not made.robust().any()
 
-    def test_index_and_labels_must_match(self):
+    def test_index_and_labels_must_match_and_count_from_zero(self):
         with pytest.raises(ValueError, match="do not match"):
             ev.start([0, 1], [0])
         with pytest.raises(ValueError, match="occurs twice"):
             ev.start([1, 1], [0, 0])
+        with pytest.raises(ValueError, match="index must be >= 0"):
+            ev.start([-1, 1], [0, 0])
+        with pytest.raises(ValueError, match="label must be >= 0"):
+            ev.start([0, 1], [0, -1])
+
+    @pytest.mark.parametrize(
+        "name", ["", "PGD", "-1", "a b", "a/b", "pgd_10", "é", "x" * 41, "a\n"]
+    )
+    def test_a_stage_whose_name_no_file_may_hold_is_refused_at_once(self, name):
+        made = table()
+        with pytest.raises(UserError, match="a stage's name is"):
+            made.skip(name, np.flatnonzero(~made.clean_correct()))
 
 
 class TestFiles:
@@ -232,7 +245,7 @@ class TestFiles:
             Evidence.load(path)
 
     def test_a_missing_file_and_a_web_page_are_clear_errors(self, tmp_path):
-        with pytest.raises(UserError, match="no such evidence file"):
+        with pytest.raises(UserError, match="no such evidence table"):
             Evidence.load(tmp_path / "none.npz")
         (tmp_path / "page.npz").write_text("<!DOCTYPE html><html></html>")
         with pytest.raises(UserError, match="not a readable evidence table"):
@@ -248,6 +261,12 @@ class TestFiles:
                 lambda block: block["ok"].view(np.uint8).__setitem__(0, 2),
                 "more than true and false",
             ),
+            (lambda block: block["forwards"].__setitem__(slice(None), -1), "forwards must be >= 0"),
+            (lambda block: block["pred"].__setitem__(~block["ok"], -7), "pred must be >= 0"),
+            (
+                lambda block: block["norm"].__setitem__(~block["attacked"], 0.1),
+                "a row that was not attacked holds numbers",
+            ),
         ],
     )
     def test_a_table_that_contradicts_itself_is_refused(self, tmp_path, tamper, message):
@@ -260,18 +279,40 @@ class TestFiles:
         with pytest.raises(UserError, match=message):
             Evidence.load(path)
 
-    def test_other_dtypes_lengths_and_formats_are_refused(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"stage/fgsm": lambda old: old[:-1]}, r"stage/fgsm has shape \(49,\)"),
+            ({"stage/fgsm": lambda old: old["ok"]}, "stage/fgsm is bool"),
+            ({"clean_pred": lambda old: old.astype(np.int64)}, "clean_pred is int64"),
+            ({"clean_pred": lambda old: old - np.int16(50)}, "clean_pred must be >= 0"),
+            ({"index": lambda old: old - np.int32(200)}, "index must be >= 0"),
+            ({"index": lambda old: old * 0}, "an index occurs twice"),
+            ({"index": lambda old: old[0]}, r"index has shape \(\)"),
+            ({"index": lambda _: None}, "index is missing"),
+            ({"label": lambda old: -1 - old}, "label must be >= 0"),
+            ({"label": lambda old: old[:, None]}, r"label has shape \(50, 1\)"),
+            ({"format": lambda _: None}, "format is 'None'"),
+            ({"format": lambda _: np.array("something else")}, "something else"),
+            ({"format": lambda _: np.array(["x" * 300] * 300)}, "format is "),
+            ({"format": lambda _: np.arange(3)}, "format is "),
+            ({"stage/clean": lambda _: np.zeros(50, ev.STAGE)}, "'stage/clean' is no column"),
+            ({"more": lambda _: np.zeros(50)}, "'more' is no column"),
+            ({"stage/A": lambda _: np.zeros(50, ev.STAGE)}, "a stage's name is"),
+        ],
+    )
+    def test_other_columns_are_refused(self, tmp_path, change, message):
         path = tmp_path / "e.npz"
         table().save(path)
         with np.load(path) as loaded:
             arrays = dict(loaded)
-        short = arrays | {"stage/fgsm": arrays["stage/fgsm"][:-1]}
-        wide = arrays | {"clean_pred": arrays["clean_pred"].astype(np.int64)}
-        other = arrays | {"format": np.array("something else")}
-        for wrong, message in ((short, "49 rows"), (wide, "int64"), (other, "something else")):
-            np.savez_compressed(path, allow_pickle=False, **wrong)
-            with pytest.raises(UserError, match=message):
-                Evidence.load(path)
+        for name, changed in change.items():
+            arrays[name] = changed(arrays.get(name))
+        given = {name: array for name, array in arrays.items() if array is not None}
+        np.savez_compressed(path, allow_pickle=False, **given)
+        with pytest.raises(UserError, match=f"not a readable evidence table .*{message}") as caught:
+            Evidence.load(path)
+        assert len(str(caught.value)) < len(str(path)) + 250
 
     def test_a_process_killed_while_writing_leaves_the_old_table(self, tmp_path):
         path = tmp_path / "e.npz"

@@ -72,10 +72,12 @@ def test_numbers_in_a_name_are_read(kind, name, numbers):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        ("attack", "pgd-N"),
         ("attack", "pgd-0"),
         ("attack", "pgd-"),
         ("attack", "pgd-1.5"),
         ("attack", "pgd-999999"),
+        ("model", "wrn-D-W"),
         ("model", "wrn-34"),
         ("model", "wrn-34-10-2"),
         ("model", "resnet18-3"),

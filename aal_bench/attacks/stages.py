@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from aal_bench.attacks.linf import linf_pgd, uniform_start
+from aal_bench.attacks.parameters import KINDS, Question
 from aal_bench.attacks.torchattacks import attack_class
 from aal_bench.errors import UserError
+from aal_bench.evidence import STAGE_NAME
 from aal_bench.threat import Threat, format_fraction
 
 
@@ -29,27 +31,45 @@ class Setting(NamedTuple):
 
 
 class Stage:
-    """Base of all stages. A subclass is its parameters and one call of a toolkit."""
+    """Base of all stages: one call of a toolkit.
 
+    Ours name their row of the parameters' table: ``class FGSM(Stage, kind="fgsm")``. A stage of
+    another package states its own `package` and `params`.
+    """
+
+    kind: ClassVar[str | None] = None
     package: ClassVar[str] = "torchattacks"
     sequential: ClassVar[bool] = False
     """True: attacks only what the stages of its suite before it left standing."""
+    serves_l2: ClassVar[bool] = False
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is not None:
+            row = KINDS[kind]
+            cls.kind, cls.package = kind, row.package
+            cls.sequential, cls.serves_l2 = row.sequential, row.serves_l2
 
     def __init__(self, name: str, setting: Setting, *numbers: int) -> None:
         self.name, self.setting = name, setting
         self.numbers = numbers
         self.eps = setting.threat.radius
+        if not STAGE_NAME.fullmatch(name):
+            raise UserError(f"attack '{name}': a stage's name is a-z, 0-9, '.' and '-' only")
         if setting.threat.norm != "Linf" and not self.serves_l2:
             raise UserError(
                 f"stage {name} is Linf; under L2 use --protocol standard, whose attacks have both"
             )
 
-    serves_l2: ClassVar[bool] = False
-
     @property
     def params(self) -> dict[str, Any]:
         """Every parameter of the attack, defaults included; eps and steps as exact fractions."""
-        return {"eps": format_fraction(self.setting.threat.eps)}
+        threat, step, classes, _ = self.setting
+        if self.kind is None:
+            return {"eps": format_fraction(threat.eps)}
+        return KINDS[self.kind].parameters(
+            Question(threat.norm, threat.eps, step, classes, self.numbers)
+        )
 
     @property
     def implementation(self) -> dict[str, Any]:
@@ -63,50 +83,23 @@ class Stage:
         """
         raise NotImplementedError
 
-    def _step(self) -> str:
-        return format_fraction(self.setting.step)
 
-
-class Clean(Stage):
+class Clean(Stage, kind="clean"):
     """No attack: the prediction on x itself."""
-
-    package = "aal-bench"
-    serves_l2 = True
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return x
 
 
-class FGSM(Stage):
+class FGSM(Stage, kind="fgsm"):
     """One step of eps from x (arXiv 1412.6572)."""
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {**super().params, "loss": "ce", "steps": 1, "random_start": False}
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return attack_class("FGSM")(model, eps=self.eps)(x, y)
 
 
-class PGD(Stage):
+class PGD(Stage, kind="pgd-N"):
     """N steps from a uniform start, one restart (arXiv 1706.06083)."""
-
-    loss: ClassVar[str] = "ce"
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return {
-            **super().params,
-            "loss": self.loss,
-            "alpha": self._step(),
-            "steps": self.numbers[0],
-            "random_start": True,
-            "restarts": 1,
-        }
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         attack = attack_class("PGD")(
@@ -119,14 +112,11 @@ class PGD(Stage):
         return attack(x, y)
 
 
-class CWInf(PGD):
+class CWInf(PGD, kind="cw-inf-N"):
     """PGD on the margin max_{k != y} z_k - z_y: what Linf tables call C&W.
 
     torchattacks' CW is the L2 attack, another question.
     """
-
-    package = "aal-bench"
-    loss = "margin"
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         def margin(x_adv: Tensor) -> Tensor:

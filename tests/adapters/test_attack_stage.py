@@ -197,7 +197,7 @@ def test_every_batch_draws_the_numbers_of_the_tasks_seed_whatever_was_drawn_befo
     run("clean")
     for seed in (5, 6):
         torch.manual_seed(seed)
-        run(Own(attack, name=f"own {seed}"))
+        run(Own(attack, name=f"own-{seed}"))
     assert len(drawn) > 4
     assert set(drawn) == {float(torch.rand((), generator=torch.Generator().manual_seed(3)))}
 

@@ -12,8 +12,10 @@ from torch import nn
 
 from aal_bench.adapters.classification import make_stage
 from aal_bench.attacks.counting import Counted
+from aal_bench.attacks.stages import Setting, Stage
 from aal_bench.errors import UserError
 from aal_bench.registry import AUTOATTACK
+from aal_bench.threat import Threat
 
 EPS, STEP = 0.05, 0.0125
 
@@ -168,3 +170,12 @@ def test_linf_attacks_refuse_an_l2_task_and_autoattack_does_not(task):
             make_stage(name, question)
     for name in ("clean", *AUTOATTACK):
         assert make_stage(name, question).name == name
+
+
+def test_a_name_that_no_evidence_can_hold_is_refused_before_anything_runs():
+    class MyAttack(Stage):
+        pass
+
+    setting = Setting(Threat(eps="8/255"), Fraction(2, 255), 10, 0)
+    with pytest.raises(UserError, match="attack 'my_attack': a stage's name is"):
+        MyAttack("my_attack", setting)

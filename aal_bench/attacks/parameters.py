@@ -1,0 +1,231 @@
+"""Every parameter of every attack, and the passes that an image which stands costs: written once.
+
+The stages take theirs from here. No torch: whoever checks a record recomputes from the task file
+what each stage must state, and from that what each surviving row must have cost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from aal_bench.threat import format_fraction
+
+COMMIT = "a392200"
+"""pyautoattack's attack files are those of fra31/auto-attack at this commit."""
+DLR_CLASSES = 4
+"""The targeted DLR loss divides by a difference of sorted logits that needs four of them."""
+
+
+class Question(NamedTuple):
+    """What parameters depend on: the task's threat, step and classes, the numbers of the name."""
+
+    norm: str
+    eps: Fraction
+    step: Fraction
+    """Step size of the multi-step attacks, in pixel units."""
+    classes: int
+    numbers: tuple[int, ...] = ()
+
+
+class Budget(NamedTuple):
+    """Passes of one image that stands to the end, the verdict's forward included."""
+
+    forwards: int
+    backwards: int
+
+
+class Kind(NamedTuple):
+    """One row of the table below."""
+
+    package: str
+    """The package whose code attacks."""
+    parameters: Callable[[Question], dict[str, Any]]
+    passes: Callable[[_Counts], tuple[int, int]]
+    """(forwards, backwards) of the attack itself on an image that stands."""
+    sequential: bool = False
+    """True: attacks only what the stages of its suite before it left standing."""
+    serves_l2: bool = False
+    classes: int = 2
+    """The fewest that it can attack."""
+
+
+def targets(classes: int) -> int:
+    """Number of target classes: AutoAttack's 9, or all others where there are fewer."""
+    return min(9, classes - 1)
+
+
+def parameters(
+    stage: str, norm: str, eps: Fraction, step: Fraction, classes: int
+) -> dict[str, Any] | None:
+    """Every parameter of a stage, defaults included; eps and steps as exact fractions.
+
+    Args:
+        stage: its name in a protocol (``pgd-10``).
+        norm: ``Linf`` or ``L2``.
+        eps: the budget in pixel units.
+        step: step size of the multi-step attacks in pixel units.
+        classes: of the task.
+
+    Returns:
+        What ``Stage.params`` records; None where we have no such stage, or where it serves neither
+        this norm nor so few classes.
+    """
+    kind, numbers = _find(stage)
+    if kind is None or (norm != "Linf" and not kind.serves_l2) or classes < kind.classes:
+        return None
+    return kind.parameters(Question(norm, eps, step, classes, numbers))
+
+
+def package(stage: str) -> str | None:
+    """The package whose code runs the stage; None: not a stage of ours."""
+    kind, _ = _find(stage)
+    return kind and kind.package
+
+
+def sequential(stage: str) -> bool:
+    """Whether the stage attacks only what AutoAttack's stages before it left standing."""
+    kind, _ = _find(stage)
+    return kind is not None and kind.sequential
+
+
+def budget(stage: str, params: Mapping[str, Any]) -> Budget | None:
+    """Exact passes of an image that stands, under both norms, the verdict's forward included.
+
+    No image costs more: one that falls leaves its attack early, or with the others.
+
+    Args:
+        stage: its name.
+        params: as `parameters` gives them; of a record, compare them first.
+
+    Returns:
+        None where the stage is none of ours or a count that it needs is no whole number >= 1.
+    """
+    kind, _ = _find(stage)
+    try:
+        forwards, backwards = kind.passes(_Counts(params)) if kind else (None, 0)
+    except KeyError:
+        return None
+    return None if forwards is None else Budget(forwards + 1, backwards)
+
+
+class _Counts:
+    """``counts.steps``: ``params["steps"]``, refused unless it is a whole number >= 1."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+
+    def __getattr__(self, name: str) -> int:
+        value = self._params[name]
+        if type(value) is not int or value < 1:
+            raise KeyError(name)
+        return value
+
+
+def _fgsm(asked: Question) -> dict[str, Any]:
+    return {**_eps(asked), "loss": "ce", "steps": 1, "random_start": False}
+
+
+def _pgd(loss: str) -> Callable[[Question], dict[str, Any]]:
+    return lambda asked: {
+        **_eps(asked),
+        "loss": loss,
+        "alpha": format_fraction(asked.step),
+        "steps": asked.numbers[0],
+        "random_start": True,
+        "restarts": 1,
+    }
+
+
+def _apgd_ce(asked: Question) -> dict[str, Any]:
+    return {
+        **_standard(asked),
+        "loss": "ce",
+        "steps": 100,
+        "restarts": 1,
+        "rho": "0.75",
+        "eot_iter": 1,
+    }
+
+
+def _apgd_t(asked: Question) -> dict[str, Any]:
+    return {
+        **_standard(asked),
+        "loss": "dlr-targeted",
+        "steps": 100,
+        "restarts": 1,
+        "targets": targets(asked.classes),
+        "rho": "0.75",
+        "eot_iter": 1,
+    }
+
+
+def _fab_t(asked: Question) -> dict[str, Any]:
+    return {
+        **_standard(asked),
+        "steps": 100,
+        "restarts": 1,
+        "targets": targets(asked.classes),
+        "alpha_max": "0.1",
+        "eta": "1.05",
+        "beta": "0.9",
+    }
+
+
+def _square(asked: Question) -> dict[str, Any]:
+    return {
+        **_standard(asked),
+        "loss": "margin",
+        "queries": 5000,
+        "restarts": 1,
+        "p_init": "0.8",
+        "resc_schedule": False,
+    }
+
+
+def _eps(asked: Question) -> dict[str, Any]:
+    return {"eps": format_fraction(asked.eps)}
+
+
+def _standard(asked: Question) -> dict[str, Any]:
+    return {**_eps(asked), "norm": asked.norm, "version": "standard"}
+
+
+def _autoattack(
+    describe: Callable[[Question], dict[str, Any]],
+    passes: Callable[[_Counts], tuple[int, int]],
+    classes: int = 2,
+) -> Kind:
+    return Kind("pyautoattack", describe, passes, True, True, classes)
+
+
+# AutoAttack's attacks ask first which images are classified correctly: the 1 in front. Then
+# APGD      the start and every step, forward and backward; targeted, the logits that rank the
+#           targets once more for each;
+# FAB       for each target the prediction, the ranking, two forwards and one backward a step, and
+#           the verdict on what it found;
+# Square    the initial stripes, every query, and the verdict.
+KINDS = {
+    "clean": Kind("aal-bench", lambda _: {}, lambda _: (0, 0), serves_l2=True),
+    "fgsm": Kind("torchattacks", _fgsm, lambda n: (n.steps, n.steps)),
+    "pgd-N": Kind("torchattacks", _pgd("ce"), lambda n: (n.steps, n.steps)),
+    "cw-inf-N": Kind("aal-bench", _pgd("margin"), lambda n: (n.steps, n.steps)),
+    "apgd-ce": _autoattack(_apgd_ce, lambda n: (1 + n.steps + 1, n.steps + 1)),
+    "apgd-t": _autoattack(
+        _apgd_t, lambda n: (1 + n.targets * (n.steps + 2), n.targets * (n.steps + 1)), DLR_CLASSES
+    ),
+    "fab-t": _autoattack(
+        _fab_t, lambda n: (1 + n.targets * (2 * n.steps + 3), n.targets * n.steps)
+    ),
+    "square": _autoattack(_square, lambda n: (1 + n.queries + 2, 0)),
+}
+"""Our attacks, by their names in the registry."""
+
+
+def _find(stage: str) -> tuple[Kind | None, tuple[int, ...]]:
+    counted = re.fullmatch(r"(.+)-([1-9]\d{0,4})", stage, re.ASCII)
+    if counted:
+        return KINDS.get(f"{counted[1]}-N"), (int(counted[2]),)
+    return (None if stage.endswith("-N") else KINDS.get(stage)), ()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from aal_bench import __version__, registry
+from aal_bench import __version__, cli_leaderboard, registry
 from aal_bench.errors import RunFailed, UserError, did_you_mean, full_disk
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def main() -> None:
     aal-bench run digits --method aal-pgd       train, attack, report: minutes, offline
     aal-bench run cifar10 --method aal-pgd      the paper's main row
     aal-bench list methods                      what can be run
+    aal-bench leaderboard                       the boards
     aal-bench doctor                            is everything installed?
     """  # noqa: D301 - click's mark for lines not to be wrapped
     # Threads that spin while they wait slow a shared machine by orders of magnitude: a step of
@@ -269,6 +270,15 @@ def show_findings(findings: list[Finding]) -> None:
             click.echo(f"    {finding.problem}")
             if finding.mend:
                 click.echo(f"    mend: {finding.mend}")
+
+
+for command in (
+    cli_leaderboard.submit,
+    cli_leaderboard.verify,
+    cli_leaderboard.compare,
+    cli_leaderboard.leaderboard,
+):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""From a finished run to an entry of a board, or the reason why not. No torch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aal_bench import registry
+from aal_bench.config import Strict, parse, read_toml
+from aal_bench.errors import UserError
+from aal_bench.evidence import Evidence
+from aal_bench.hashing import sha256_file
+from aal_bench.leaderboard import copies, entries, pair, verify
+from aal_bench.leaderboard.entries import ENTRY_NAME, Entry
+from aal_bench.leaderboard.findings import broken
+from aal_bench.record import SCHEMA_VERSION, Result, whole_autoattack
+from aal_bench.results import read, sealed
+from aal_bench.schema import Event, Verification
+
+TOML = "submission.toml"
+SELF_CHECKED = 1
+"""What a submitter may claim: that every number follows from the evidence."""
+
+
+class Metadata(Strict):
+    """What the run itself cannot know; ``submission.toml`` beside it, or options."""
+
+    paper: str | None = None
+    """Title of the paper; RobustBench calls it ``name``."""
+    authors: str | None = None
+    """Comma-separated."""
+    venue: str | None = None
+    """``NeurIPS 2020``; the default is ``unpublished``."""
+    link: str | None = None
+    """Address of the paper."""
+    reported: str | None = None
+    """The authors' own robust accuracy, percent."""
+    footnote: str | None = None
+    """Plain text."""
+    license: str | None = None
+    """SPDX name of the weights' licence."""
+    checkpoint_url: str | None = None
+    """Where anybody can fetch the weights."""
+    adversarials_url: str | None = None
+    """Where anybody can fetch the adversarials."""
+    entry: str | None = None
+    """Name of the entry, ``<Name><Year><Word>``; default: the run's submission_id."""
+
+
+def metadata(run: Path, given: dict[str, str | None]) -> Metadata:
+    """``submission.toml`` of the run, where there is one, under the options of the command line.
+
+    Raises:
+        UserError: an unknown key or a wrong type.
+    """
+    path = run / TOML
+    held = read_toml(path) if path.is_file() else {}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return parse(Metadata, held | chosen, TOML)
+
+
+def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Entry:
+    """Write the run's record and evidence into its board below `root`.
+
+    The entry is verified up to level 1 before anything is written.
+
+    Raises:
+        UserError: the run is not one that may be ranked (each case with its reason), or the entry
+            exists and `replace` is false.
+    """
+    result = _eligible(run)
+    name = result.submission_id if about.entry is None else about.entry
+    if not ENTRY_NAME.fullmatch(name):
+        raise UserError(f"--entry {name}: letters, digits and _.+- only, as in Rice2020Overfitting")
+    folder = entries.folder(root, result.task.id, result.threat.norm)
+    path = folder / f"{name}.json"
+    assert result.evidence is not None
+    evidence = run / (result.evidence.path or "evidence.npz")
+    entry = _described(result, about, name)
+    # Before the lock: what cannot be an entry does not make a folder either.
+    _verified(entry, evidence)
+    with pair.locked(folder):
+        verification = _history(path, entry, replace)
+        entry = entry.model_copy(update={"verification": verification})
+        entry = sealed(_with_siblings(entry, folder))
+        _verified(entry, evidence)
+        _nobody_elses(Entry(path, {}, entry), evidence)
+        pair.write(path, entry, evidence)
+    return entries.read(path)
+
+
+def _eligible(run: Path) -> Result:
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run folder (runs/<task>/<method>/<hash>-seed<n>)")
+    status, error = _status(run)
+    if status != "success":
+        why = f" ({error})" if error else ""
+        raise UserError(f"{run}: the run's status is {status}{why}; finish it with --resume first")
+    result = read(run / "result.json")
+    if result.smoke:
+        raise UserError(f"{run}: a smoke run is a trial of the machinery, never a result")
+    if result.limit is not None:
+        raise UserError(
+            f"{run}: evaluated on {result.limit} of {result.task.examples} test images; run it"
+            " again without --limit-eval"
+        )
+    if result.task.family == "classification" and not whole_autoattack(result):
+        ranked = [
+            name
+            for name, (stages, _) in registry.PROTOCOLS.items()
+            if set(registry.AUTOATTACK) <= set(stages)
+        ]
+        raise UserError(
+            f"{run}: protocol {result.protocol} is not full AutoAttack; run it again with"
+            f" --protocol {' or '.join(ranked)}"
+        )
+    path = run / (result.evidence.path or "") if result.evidence else run
+    if not path.is_file():
+        raise UserError(f"{run}: its evidence {path.name} is missing")
+    if result.evidence is None or sha256_file(path) != result.evidence.sha256:
+        raise UserError(f"{path}: not the file that result.json was made from")
+    return result
+
+
+def _status(run: Path) -> tuple[str, str | None]:
+    try:
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        error = record["error"]
+        told = None if error is None else f"{error['stage']}: {error['message']}"
+        return str(record["status"]), told
+    except FileNotFoundError:
+        raise UserError(f"{run}: no run.json; that is no run folder") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run}/run.json: cannot be read") from None
+
+
+def _described(result: Result, about: Metadata, name: str) -> Result:
+    """The record as an entry: its metadata, its name, and its evidence beside it."""
+    assert result.evidence is not None
+    tree = result.model_dump(mode="json")
+    tree |= {"submission_id": name, "schema_version": SCHEMA_VERSION}
+    top = {"name": about.paper} | {
+        key: getattr(about, key) for key in ("authors", "venue", "link", "reported", "footnote")
+    }
+    tree |= {key: value for key, value in top.items() if value is not None}
+    tree["evidence"]["path"] = f"{name}.npz"
+    if tree["adversarials"] is not None:
+        tree["adversarials"] |= {"path": None, "url": about.adversarials_url}
+    if about.license is not None:
+        tree["model"]["license"] = about.license
+    if about.checkpoint_url is not None and tree["model"]["checkpoint"] is not None:
+        tree["model"]["checkpoint"]["url"] = about.checkpoint_url
+    tree["verification"] = {"level": SELF_CHECKED}
+    tree["seal"] = None
+    return sealed(parse(Result, tree, "submission"))
+
+
+def _history(path: Path, entry: Result, replace: bool) -> Verification:
+    """The entry's history: that of the one it replaces, and this submission."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    common: dict[str, Any] = {"at": now, "by": "submitter", "level": SELF_CHECKED}
+    if not path.exists():
+        event = Event(event="submitted", run_hash=entry.run_hash, **common)
+        return Verification(level=SELF_CHECKED, history=[event])
+    if not replace:
+        raise UserError(
+            f"{path}: this entry exists; add --replace (its history is kept) or choose --entry NAME"
+        )
+    old = entries.read(path).result
+    if old.external is not None and _checkpoint(old) == _checkpoint(entry):
+        raise UserError(
+            f"{path}: this very checkpoint was brought down to {old.external} %; a replacement"
+            " needs other weights"
+        )
+    event = Event(
+        event="replaced",
+        run_hash=old.run_hash,
+        autoattack_acc=old.autoattack_acc,
+        external=old.external,
+        note=f"was at level {old.verification.level}",
+        **common,
+    )
+    return Verification(level=SELF_CHECKED, history=[*old.verification.history, event])
+
+
+def _checkpoint(result: Result) -> str | None:
+    return None if result.model.checkpoint is None else result.model.checkpoint.sha256
+
+
+def _with_siblings(entry: Result, folder: Path) -> Result:
+    """Name the entries of the same configuration under other seeds that are there already."""
+    if entry.training is None:
+        return entry
+    same = []
+    for path in entries.find(folder):
+        other = entries.read(path).result
+        if (
+            other.training is not None
+            and other.submission_id != entry.submission_id
+            and other.task.hash == entry.task.hash
+            and other.training.config_hash == entry.training.config_hash
+        ):
+            same.append(other.submission_id)
+    training = entry.training.model_copy(update={"siblings": same})
+    return entry.model_copy(update={"training": training})
+
+
+def _verified(entry: Result, evidence: Path) -> None:
+    """Refuse what the rules of levels 0 and 1 would refuse, before it is written."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = entries.folder(Path(scratch), entry.task.id, entry.threat.norm)
+        folder.mkdir(parents=True)
+        path = folder / f"{entry.submission_id}.json"
+        pair.write(path, entry, evidence)
+        findings = verify.verify(path, level=1)[0].findings
+    if broken(findings) is not None:
+        wrong = next(finding for finding in findings if not finding.ok)
+        raise UserError(f"not fit for a board: {wrong.rule}: {wrong.text}")
+
+
+def _nobody_elses(entry: Entry, evidence: Path) -> None:
+    """Refuse evidence that another entry of the board holds already."""
+    others = verify.Board().others(entry)
+    found = copies.finding(Evidence.load(evidence), sha256_file(evidence), others)
+    if not found.ok:
+        raise UserError(f"not fit for a board: {found.rule}: {found.text}")
+
+
+def remark(entry: Result) -> str:
+    """Why the entry may not be verified beyond level 1, or what it needs for more."""
+    code = entry.environment.aal_bench
+    if code.commit is None:
+        return "(at most: the run's code has no commit)"
+    if code.dirty:
+        return "(at most: the run's code had uncommitted changes)"
+    return "(level 2 and more need the checkpoint and the adversarials: keep them)"

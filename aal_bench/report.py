@@ -25,6 +25,7 @@ from aal_bench.comparison import (
     title,
 )
 from aal_bench.config import Task
+from aal_bench.grid import grid
 from aal_bench.leaderboard.reported import claims
 from aal_bench.record import Result
 from aal_bench.schema import Flag, StageRecord
@@ -123,7 +124,7 @@ def _results(result: Result, task: Task) -> str:
             )
         )
     head = ("stage", "accuracy", "95 % interval", "images", "paper", "difference", "reference")
-    body = _grid(head, rows) if rows else "Nothing was measured."
+    body = grid(head, rows) if rows else "Nothing was measured."
     notes = "\n".join(
         f"- {star} {caption[2:]}" if caption.startswith("* ") else f"- {caption}"
         for caption in captions(result, task)
@@ -146,9 +147,7 @@ def _claims(result: Result, task: Task) -> str:
         )
         for claim in found
     ]
-    return "## What papers claim\n\n" + _grid(
-        ("where", "method", "network", *stages, "notes"), rows
-    )
+    return "## What papers claim\n\n" + grid(("where", "method", "network", *stages, "notes"), rows)
 
 
 def _robustbench(result: Result, task: Task) -> str:
@@ -171,7 +170,7 @@ def _robustbench(result: Result, task: Task) -> str:
     threat = f"{result.threat.norm} {result.eps}"
     return (
         f"## Nearest RobustBench rows\n\nSame data set and threat ({threat}), whole test set;"
-        f" additional data as flagged there.\n\n{_grid(head, rows)}"
+        f" additional data as flagged there.\n\n{grid(head, rows)}"
     )
 
 
@@ -182,7 +181,7 @@ def _flags(flags: Sequence[Flag]) -> str:
         (flag.code, flag.severity, _cell(flag.value), _cell(flag.threshold), flag.note)
         for flag in flags
     ]
-    return "## Findings\n\n" + _grid(("check", "severity", "value", "rule", "note"), rows)
+    return "## Findings\n\n" + grid(("check", "severity", "value", "rule", "note"), rows)
 
 
 def _protocol(result: Result) -> str:
@@ -203,7 +202,7 @@ def _protocol(result: Result) -> str:
     if not rows:
         return ""
     return (
-        f"## Protocol `{result.protocol}`\n\n{_grid(head, rows)}\n\n"
+        f"## Protocol `{result.protocol}`\n\n{grid(head, rows)}\n\n"
         "Standing: images attacked → still correct. Excess: the worst adversarial beyond eps or"
         " the pixel range (at most 1e-6)."
     )
@@ -230,7 +229,7 @@ def _method(result: Result) -> str:
         (name, ", ".join(f"{key} {_cell(value)}" for key, value in part.items()))
         for name, part in parts.items()
     ]
-    return "## Training\n\n" + _grid(("", "resolved"), rows)
+    return "## Training\n\n" + grid(("", "resolved"), rows)
 
 
 def _cost(result: Result) -> str:
@@ -245,7 +244,7 @@ def _cost(result: Result) -> str:
     ]
     parts = []
     if rows:
-        parts.append(_grid(("stage", "seconds", "forwards / image", "backwards / image"), rows))
+        parts.append(grid(("stage", "seconds", "forwards / image", "backwards / image"), rows))
     if training := result.training:
         memory = training.peak_memory_bytes
         parts.append(
@@ -265,7 +264,7 @@ def _environment(result: Result) -> str:
     state = {True: ", uncommitted changes", False: ""}.get(bool(code.dirty), "")
     rows.append(("aal-bench", f"{code.version}, commit {code.commit or 'unknown'}{state}"))
     rows += list(listed.items())
-    return "## Environment\n\n" + _grid(("", "version"), rows)
+    return "## Environment\n\n" + grid(("", "version"), rows)
 
 
 def _identity(result: Result) -> str:
@@ -282,7 +281,7 @@ def _identity(result: Result) -> str:
             (f"data: {key}", value) for key, value in result.evidence.dataset_fingerprint.items()
         ]
     shown = [(name, f"`{digest}`") for name, digest in rows if digest]
-    return "## Identity\n\n" + _grid(("of", "sha256 or count"), shown)
+    return "## Identity\n\n" + grid(("of", "sha256 or count"), shown)
 
 
 def _reproduce(result: Result) -> str:
@@ -311,12 +310,3 @@ def _cell(value: object) -> str:
     if value is None:
         return NONE
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        )
-
-    return "\n".join([line(head), line(["---"] * len(head)), *(line(row) for row in rows)])

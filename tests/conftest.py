@@ -1,17 +1,18 @@
-"""Fixtures that several folders share: evidence with known verdicts and a record made of it."""
+"""Fixtures that several folders share: evidence with known verdicts, a record and entries of it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from aal_bench import registry, results
-from aal_bench.config import Choice, Run, Task, read_task
+from aal_bench.config import Choice, Run, Task, read_task, set_path
 from aal_bench.evidence import Evidence
-from aal_bench.record import Result
+from aal_bench.record import Result, robustbench_view
 from aal_bench.schema import Environment, EvidenceFile, StageRecord
 from aal_bench.threat import format_fraction
 
@@ -146,5 +147,77 @@ def make_result() -> Callable[..., Made]:
             "created": datetime(2026, 1, 2, tzinfo=UTC),
         }
         return Made(results.build(run=run, **(arguments | extra)), question, evidence, run)
+
+    return make
+
+
+def chosen(
+    n: int, falls: Iterable[int], unclean: Iterable[int], challenged: Iterable[int] | None
+) -> Evidence:
+    """Images `falls` fall under apgd-ce, `challenged` under a later challenge; the rest stands."""
+    everyone, labels = np.arange(n), np.arange(n) % 9
+    evidence = Evidence(everyone, labels)
+    evidence.record("clean", everyone, pred=np.where(np.isin(everyone, [*unclean]), 9, labels))
+    fallen = {"apgd-ce": [*falls], "challenge-1": [*(challenged or ())]}
+    for stage in (*registry.protocol("full")[1:], *["challenge-1"] * (challenged is not None)):
+        earlier = () if stage in ("fgsm", "pgd-10") else registry.AUTOATTACK
+        rows = np.flatnonzero(evidence.robust([one for one in earlier if one in evidence.stages]))
+        pred = np.where(np.isin(rows, fallen.get(stage, [])), 9, labels[rows])
+        evidence.record(stage, rows, pred=pred, norm=24 / 255, forwards=10, backwards=9)
+        evidence.skip(stage, np.setdiff1d(everyone, rows))
+    return evidence
+
+
+@pytest.fixture
+def boards_root(tmp_path: Path) -> Path:
+    """Where `make_entry` puts its boards."""
+    return tmp_path / "boards"
+
+
+@pytest.fixture
+def make_entry(make_result: Callable[..., Made], boards_root: Path) -> Callable[..., Path]:
+    """A consistent entry with verdicts chosen by hand: ``make_entry("name", falls=[0, 1], ...)``.
+
+    Lists of images that fall: `falls` under AutoAttack, `unclean` without attack, `challenged`
+    under a challenge. Further keywords are dotted names in the record's JSON with their new values.
+    A foreign checkpoint has ``method=None``. Returns the path of the ``.json``.
+    """
+
+    def make(
+        name: str,
+        falls: Iterable[int] = (),
+        *,
+        unclean: Iterable[int] = (),
+        challenged: Iterable[int] | None = None,
+        method: str | None = "pgd",
+        seed: int = 0,
+        n: int = 40,
+        task: str = "digits",
+        **changes: Any,
+    ) -> Path:
+        made = make_result(task=task, method=method or "standard", n=n)
+        evidence = chosen(n, falls, unclean, challenged)
+        tree = made.result.model_dump(mode="json")
+        path = boards_root / task / changes.get("threat.norm", "Linf") / f"{name}.json"
+        evidence.save(path.with_suffix(".npz"))
+        table = results.evidence_file(path.with_suffix(".npz"), evidence, {"pixels": "d" * 64})
+        stages = [stage_record(one, evidence, made.task) for one in ("clean", *evidence.stages)]
+        tree |= {
+            "submission_id": name,
+            "evaluation": [stage.model_dump(mode="json") for stage in stages],
+            "metrics": results.METRICS["classification"](evidence, evidence.stages),
+            "evidence": table.model_dump(mode="json"),
+            "training": None if method is None else tree["training"] | {"seeds": [seed]},
+        }
+        if challenged is not None:
+            tree["external"] = results.percent(tree["metrics"]["robust"]["value"])
+        for dotted, value in changes.items():
+            set_path(tree, dotted, value)
+        for stage in tree["evaluation"][1:]:
+            stage["params"]["eps"] = tree["threat"]["eps"]
+        record = {key: value for key, value in tree.items() if key in results.Record.model_fields}
+        tree |= robustbench_view(results.Record.model_validate(record))
+        results.write(path, Result.model_validate(tree))
+        return path
 
     return make

@@ -1,0 +1,138 @@
+"""The boards: which entries are ranked together, how, and what is tied. No torch.
+
+What the terminal, Markdown, JSON and HTML renderers show is decided here:
+
+- Rows are ranked together only where their ``task_hash`` is equal: one `Section` each.
+- A row's score is ``external`` where it has one, else its AutoAttack accuracy.
+- Entries of one configuration that differ in the seed are one `Standing`, ranked by the mean over
+  *all* of its seeds. A seed that collapsed (`standings.is_collapsed`) is counted and never dropped.
+- From the best downwards, a standing joins the group of the group's leader unless the leader beats
+  it (`paired.RULE`); else it leads the next group. A group shares its rank: 1, 1, 3. Within a group
+  the order is by mean, then by name.
+- An unreliable entry is ranked like any other, and marked wherever it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aal_bench import registry
+from aal_bench.config import Task, read_task
+from aal_bench.errors import UserError, did_you_mean
+from aal_bench.leaderboard import entries
+from aal_bench.leaderboard.entries import Entry
+from aal_bench.leaderboard.standings import Row, Standing, rank, rows, verdicts
+
+__all__ = ["Board", "Row", "Section", "Standing", "boards"]
+
+OFFICIAL = ("official", "the embedded")
+"""How a task file's note on a fingerprint begins when these are the data set's own bytes."""
+
+
+class Section(NamedTuple):
+    """Standings that answer exactly the same question."""
+
+    task_hash: str
+    pixels: str
+    """Where the test pixels come from, as the task file says; else that it does not know them."""
+    official: bool | None
+    """Whether they are the data set's own bytes; None: the task file does not know them."""
+    examples: int
+    """Size of the test set."""
+    standings: list[Standing]
+    """In the order of the ranks."""
+    eps: str
+    """As the entries write it: ``8/255``."""
+    fingerprint: str
+    """sha256 of the test pixels as fed."""
+
+
+class Board(NamedTuple):
+    """One folder of entries."""
+
+    task: str
+    title: str
+    """The task file's, else the task's name."""
+    norm: str
+    eps: str
+    """Of its sections, joined by a comma should they differ."""
+    sections: list[Section]
+    """Those on the data set's own bytes first, then the larger ones."""
+    task_file: Task | None
+    """None: no such task is known here."""
+
+
+def boards(root: Path, task: str | None = None) -> list[Board]:
+    """Read and rank every board below `root`, or those of one task.
+
+    Args:
+        root: the folder of the leaderboards.
+        task: a task's name; None: all that have entries.
+
+    Returns:
+        Boards by task and norm; [] when `task` is None and there are no entries.
+
+    Raises:
+        UserError: an entry or its evidence is missing, unreadable, not rankable or in the wrong
+            folder; or `task` has no entries.
+    """
+    paths: dict[tuple[str, ...], list[Path]] = {}
+    for path in entries.find(root):
+        paths.setdefault(path.relative_to(root).parts[:-1], []).append(path)
+    if task is not None:
+        known = sorted({place[0] for place in paths if place})
+        paths = {place: files for place, files in paths.items() if place and place[0] == task}
+        if not paths:
+            raise UserError(
+                f"{root}: no entries for task '{task}'.{did_you_mean(task, known)}"
+                f" Boards: {', '.join(known) or 'none'}"
+            )
+    return [_board(place, files) for place, files in sorted(paths.items())]
+
+
+def _board(place: tuple[str, ...], files: Sequence[Path]) -> Board:
+    read = [entries.read(path) for path in files]
+    for entry in read:
+        _check_place(entry, place)
+    task, norm = place
+    file = registry.task_files().get(task)
+    task_file = None if file is None else read_task(file)
+    questions: dict[str, list[Entry]] = {}
+    for entry in read:
+        questions.setdefault(entry.result.task.hash, []).append(entry)
+    sections = [_section(digest, group, task_file) for digest, group in questions.items()]
+    sections.sort(key=lambda one: (not one.official, -len(one.standings), one.task_hash))
+    return Board(
+        task=task,
+        title=task_file.title if task_file else task,
+        norm=norm,
+        eps=", ".join(dict.fromkeys(section.eps for section in sections)),
+        sections=sections,
+        task_file=task_file,
+    )
+
+
+def _section(task_hash: str, group: Sequence[Entry], task: Task | None) -> Section:
+    first = group[0].result
+    pixels = first.evidence.dataset_fingerprint.get("pixels", "") if first.evidence else ""
+    note = task.data.fingerprints.get(pixels) if task else None
+    return Section(
+        task_hash=task_hash,
+        pixels=note or f"pixels {pixels[:8]}, unknown to the task file",
+        official=None if note is None else note.startswith(OFFICIAL),
+        examples=first.task.examples,
+        standings=rank(rows(group), verdicts(group)),
+        eps=first.eps,
+        fingerprint=pixels,
+    )
+
+
+def _check_place(entry: Entry, place: tuple[str, ...]) -> None:
+    result = entry.result
+    right = (result.task.id, result.threat.norm)
+    if place != right:
+        raise UserError(
+            f"{entry.path}: answers {'/'.join(right)}, but lies in {'/'.join(place) or 'no folder'}"
+        )

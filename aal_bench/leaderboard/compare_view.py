@@ -1,0 +1,118 @@
+"""A comparison as text and as JSON. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aal_bench.grid import plain
+from aal_bench.leaderboard.paired import ALPHA
+
+if TYPE_CHECKING:
+    from aal_bench.leaderboard.compare import Comparison, Line, Side
+
+SHOWN = 20
+"""At most so many indices in the text; the JSON has all."""
+NAMES = {
+    "autoattack": "AutoAttack",
+    "external": "everything that ranks them, challenges and fresh attacks included",
+    "robust": "all attacks that both have, which are not full AutoAttack",
+}
+
+
+def sentence(found: Comparison) -> str:
+    """The verdict in one line."""
+    pair = found.line(found.basis).pair
+    told = f"{pair.only_a} images only A, {pair.only_b} only B, p = {pair.p:.2g}"
+    who = "a tie" if pair.winner == "tie" else f"{pair.winner} is better"
+    return f"{who}: {told} (under {NAMES[found.basis]})"
+
+
+def text(found: Comparison) -> str:
+    """For a terminal; no line break at the end."""
+    head = [f"{name}  {_title(side)}" for name, side in (("A", found.a), ("B", found.b))]
+    fields = [(field.name, field.a, field.b) for field in found.differing]
+    parts = [
+        "\n".join(head),
+        _columns([("field", "A", "B"), *fields]) if fields else "no protocol field differs",
+        _columns([("", "A", "B", "only A", "only B", "p", "better"), *map(_cells, found.lines)]),
+        _indices(found),
+        sentence(found),
+    ]
+    return "\n\n".join(parts)
+
+
+def tree(found: Comparison) -> dict[str, Any]:
+    """As JSON; shares are fractions in [0, 1], `indices` positions in the test split."""
+    robust = found.line("robust")
+    return {
+        "a": _side(found.a),
+        "b": _side(found.b),
+        "task_hash": found.a.result.task.hash,
+        "differing": [field._asdict() for field in found.differing],
+        "lines": [
+            {
+                "verdict": line.verdict,
+                "a": line.a,
+                "b": line.b,
+                **line.pair._asdict(),
+                "better": line.pair.winner,
+            }
+            for line in found.lines
+        ],
+        "robust_over": found.stages,
+        "indices": {"only_a": robust.only_a, "only_b": robust.only_b},
+        "alpha": ALPHA,
+        "basis": found.basis,
+        "better": found.winner,
+        "sentence": sentence(found),
+    }
+
+
+def _title(side: Side) -> str:
+    result = side.result
+    question = f"{result.task.id}, {result.threat.norm} {result.eps}, {len(side.evidence)} images"
+    return plain(f"{result.submission_id}  ({question}; {side.path})")
+
+
+def _side(side: Side) -> dict[str, Any]:
+    result = side.result
+    return {
+        "submission_id": result.submission_id,
+        "path": str(side.path),
+        "run_hash": result.run_hash,
+        "images": len(side.evidence),
+        "external": result.external,
+    }
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    shares = (f"{100 * share:.2f} %" for share in (line.a, line.b))
+    pair = line.pair
+    return (
+        plain(line.verdict),
+        *shares,
+        f"{pair.only_a}",
+        f"{pair.only_b}",
+        f"{pair.p:.2g}",
+        pair.winner,
+    )
+
+
+def _indices(found: Comparison) -> str:
+    robust = found.line("robust")
+    rows = [f"robust: correct under {', '.join(map(plain, found.stages))}"]
+    for name, indices in (("A", robust.only_a), ("B", robust.only_b)):
+        listed = ", ".join(map(str, indices[:SHOWN])) or "none"
+        more = f", and {len(indices) - SHOWN} more (--json)" if len(indices) > SHOWN else ""
+        rows.append(f"only {name} robust: {listed}{more}")
+    return "\n".join(rows)
+
+
+def _columns(rows: Iterable[Sequence[str]]) -> str:
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in listed
+    )

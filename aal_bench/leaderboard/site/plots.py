@@ -1,0 +1,86 @@
+"""The points of a section's two plots, as JSON that the page's script draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from aal_bench.leaderboard import robustbench
+from aal_bench.leaderboard.board import Board, Row, Section, Standing
+from aal_bench.leaderboard.cells import device
+from aal_bench.leaderboard.site import names
+from aal_bench.leaderboard.site.show import duration, points
+from aal_bench.record import Result
+from aal_bench.threat import parse_fraction
+
+
+class Plots(NamedTuple):
+    """What a section's plots show, and the same in words."""
+
+    data: dict[str, Any]
+    """``series``: one per standing, with its points; ``published``: the grey background."""
+    plane: str | None
+    """Text alternative of accuracy against training time; None: no row has a training time."""
+    tradeoff: str
+    """Text alternative of clean against robust accuracy."""
+
+
+def plots(board: Board, section: Section, published: Sequence[robustbench.Row]) -> Plots:
+    """The plots of one section.
+
+    Args:
+        board: the section's board.
+        section: at least one standing.
+        published: RobustBench's rows for the board; drawn are those under the section's eps.
+    """
+    eps = parse_fraction(section.eps)
+    series = [_series(board, standing) for standing in section.standings]
+    background = [
+        {"clean": 100 * row.clean, "robust": 100 * row.robust, "label": row.entry}
+        for row in published
+        if row.eps is not None and parse_fraction(row.eps) == eps
+    ]
+    rows = [row for standing in section.standings for row in standing.rows]
+    timed = [row for row in rows if _seconds(row.entry.result)]
+    plane = None
+    if timed:
+        times = sorted(_seconds(row.entry.result) or 0 for row in timed)
+        span = f"{duration(times[0])} to {duration(times[-1])}"
+        devices = ", ".join(dict.fromkeys(device(row.entry.result) for row in timed))
+        plane = f"{_entries(len(timed))}, trained for {span} on {devices}; {_lead(timed)}."
+    grey = f" and {len(background)} published rows of RobustBench in grey" if background else ""
+    tradeoff = f"{_entries(len(rows))}{grey}; {_lead(rows)}."
+    return Plots({"series": series, "published": background}, plane, tradeoff)
+
+
+def _series(board: Board, standing: Standing) -> dict[str, Any]:
+    return {
+        "name": f"{standing.method}, {standing.first.model.architecture}",
+        "points": [
+            {
+                "label": row.id,
+                "href": names.href(names.entry_file(board, row)),
+                "robust": 100 * row.score,
+                "clean": 100 * result.metrics.clean.value if result.metrics else None,
+                "seconds": _seconds(result),
+                "time": f"{duration(_seconds(result))} on {device(result)}",
+            }
+            for row in standing.rows
+            for result in [row.entry.result]
+        ],
+    }
+
+
+def _seconds(result: Result) -> float | None:
+    # The axis is logarithmic: a training of zero seconds has no place on it.
+    seconds = result.training.wall_seconds if result.training else None
+    return seconds or None
+
+
+def _lead(rows: Sequence[Row]) -> str:
+    best = max(rows, key=lambda row: row.score)
+    return f"the most robust is {best.id} with {points(best.score)} %"
+
+
+def _entries(n: int) -> str:
+    return f"{n} {'entry' if n == 1 else 'entries'}"

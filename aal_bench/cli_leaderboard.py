@@ -186,7 +186,7 @@ def leaderboard(
     if html is not None:
         from aal_bench.leaderboard.site.build import build
 
-        pages = build(found, html)
+        pages = [path for path in build(found, html) if path.suffix == ".html"]
         click.echo(f"{len(pages)} pages  ->  {html / 'index.html'}")
     elif markdown:
         from aal_bench.leaderboard.markdown import markdown as written

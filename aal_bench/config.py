@@ -67,6 +67,8 @@ class Data(Strict):
     subset: Subset | None = None
     fingerprints: dict[str, str] = {}
     """Known sha256 of the test pixels as fed -> where those pixels come from."""
+    labels: dict[str, str] = {}
+    """Known pixels' sha256 -> sha256 of their labels."""
 
 
 class Attack(Strict):
@@ -153,7 +155,7 @@ class Task(Strict):
             "name": self.name,
             "version": self.version,
             "family": self.family,
-            "data": self.data.model_dump(mode="json", exclude={"fingerprints"}),
+            "data": self.data.model_dump(mode="json", exclude={"fingerprints", "labels"}),
             "threat": self.threat.model_dump(mode="json"),
             # PGD with another step is another attack, and a tiny one makes any model look robust.
             "step": format_fraction(self.attack.step),
@@ -209,7 +211,8 @@ class Run(Strict):
         tree |= {key: getattr(self, key).identity() for key in ("method", "update", "model")}
         for cosmetic in ("title", "paper"):
             tree["task"].pop(cosmetic)
-        tree["task"]["data"].pop("fingerprints")
+        for known in ("fingerprints", "labels"):
+            tree["task"]["data"].pop(known)
         return tree
 
     def hash(self) -> str:

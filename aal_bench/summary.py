@@ -11,6 +11,7 @@ from torch import nn
 
 from aal_bench import __version__, results
 from aal_bench.aal.attention import has_gate
+from aal_bench.attacks.parameters import PARTITION
 from aal_bench.config import Normalisation, Run
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
@@ -22,8 +23,6 @@ from aal_bench.schema import Adversarials, Flag, MaxViolation, Passes, StageReco
 
 if TYPE_CHECKING:
     from aal_bench.methods.base import Method
-
-PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-order"}
 
 
 def summarise(

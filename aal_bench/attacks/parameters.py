@@ -15,6 +15,8 @@ from aal_bench.threat import format_fraction
 
 COMMIT = "a392200"
 """pyautoattack's attack files are those of fra31/auto-attack at this commit."""
+PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-order"}
+"""How images are cut into batches, by whether the stage is `sequential`."""
 DLR_CLASSES = 4
 """The targeted DLR loss divides by a difference of sorted logits that needs four of them."""
 

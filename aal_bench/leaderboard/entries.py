@@ -5,18 +5,26 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from aal_bench.config import parse
+from aal_bench.config import parse, shorten
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
-from aal_bench.leaderboard.untrusted import read_json
+from aal_bench.leaderboard.untrusted import read_evidence, read_json
 from aal_bench.record import Result
+from aal_bench.schema import ThreatBlock
 
 REPORTED = "reported"
 """What others published: no board."""
+NORMS: tuple[str, ...] = get_args(ThreatBlock.model_fields["norm"].annotation)
+"""Names of a board's folder within its task's."""
+BOARD_FILES = ("board.json", "BOARD.md", "README.md")
+"""What lies beside the tasks' folders and is no entry."""
+RUN_RECORD = "result.json"
+"""The record of a run that is no entry yet."""
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+\-\[\]]{0,119}", re.ASCII)
 """Names of entries: they become file names and addresses."""
 
@@ -33,18 +41,25 @@ class Entry(NamedTuple):
 
     @property
     def evidence_path(self) -> Path:
-        """Of the ``.npz`` beside it."""
+        """Of the ``.npz`` beside it: the entry's name, or what a run calls its evidence."""
+        if self.is_run:
+            return self.path.with_name("evidence.npz")
         return self.path.with_suffix(".npz")
+
+    @property
+    def is_run(self) -> bool:
+        """A run's own ``result.json``, before it is submitted: it has no seal and no name yet."""
+        return self.path.name == RUN_RECORD and not on_board(self.path)
 
     def evidence(self) -> Evidence:
         """The per-sample table, read anew.
 
         Raises:
-            UserError: it is missing, damaged, or a symbolic link.
+            UserError: it is missing, damaged, larger than its rows need, or a symbolic link.
         """
-        if self.evidence_path.is_symlink():
-            raise UserError(f"{self.evidence_path}: is a symbolic link; evidence is a plain file")
-        return Evidence.load(self.evidence_path)
+        return read_evidence(
+            self.evidence_path, self.result.task.examples, len(self.result.evaluation)
+        )
 
 
 def folder(root: Path, task: str, norm: str) -> Path:
@@ -52,21 +67,56 @@ def folder(root: Path, task: str, norm: str) -> Path:
     return root / task / norm
 
 
+def on_board(path: Path) -> bool:
+    """Whether a file lies where entries do: in a folder named after a norm."""
+    return absolute(path).parent.name in NORMS
+
+
+def root_of(where: Path) -> Path:
+    """The folder that holds the boards: for itself, for one of its folders, or an entry's file."""
+    here = absolute(where)
+    if here.name not in NORMS and on_board(here):
+        here = here.parent
+    if here.name in NORMS:
+        return here.parent.parent
+    return here.parent if any((here / norm).is_dir() for norm in NORMS) else here
+
+
+def absolute(path: Path) -> Path:
+    """`path` from the root of the file system, without ``..``; links are not followed."""
+    return Path(os.path.abspath(path))
+
+
 def find(where: Path) -> list[Path]:
     """Every record file of a board, of all boards below a folder, or the one file `where`.
 
     ``reported/`` is no board, the committed ``board.json`` at the top no entry, and hidden files
-    are somebody's unfinished writing.
+    are somebody's unfinished writing. A run's folder has its ``result.json``.
 
     Raises:
         UserError: nothing is there.
     """
-    if not where.exists():
+    try:
+        there = where.exists() or where.is_symlink()
+    except OSError as error:
+        raise UserError(f"{shorten(str(where))}: {error.strerror}") from None
+    if not there:
         raise UserError(f"{where}: no such file or folder")
     if not where.is_dir():
-        return [where]
-    found = [path for path in where.rglob("*.json") if _is_entry(path.relative_to(where))]
-    return sorted(path for path in found if path.name != "board.json")
+        return [] if is_reported(where) else [where]
+    if (where / "run.json").is_file() and where.name not in NORMS:
+        return [where / RUN_RECORD]
+    if is_reported(where):
+        return []
+    top = root_of(where) == absolute(where)
+    found = [path for path in where.rglob("*.json") if _is_entry(path.relative_to(where), top)]
+    return sorted(found)
+
+
+def is_reported(where: Path) -> bool:
+    """Whether this is the folder of published numbers, or a file in it."""
+    here = absolute(where)
+    return REPORTED in (here.name, here.parent.name)
 
 
 def read(path: Path) -> Entry:
@@ -75,9 +125,25 @@ def read(path: Path) -> Entry:
     Raises:
         UserError: it is not what the schema asks for; one line.
     """
-    tree = read_json(path)
-    return Entry(path, tree, parse(Result, tree, path.name))
+    return checked(path, read_json(path))
 
 
-def _is_entry(path: Path) -> bool:
-    return path.parts[0] != REPORTED and not any(part.startswith(".") for part in path.parts)
+def checked(path: Path, tree: dict[str, Any]) -> Entry:
+    """Check the JSON of a record file against the schema.
+
+    Raises:
+        UserError: it is not what the schema asks for; one line.
+    """
+    try:
+        return Entry(path, tree, parse(Result, tree, path.name))
+    except (ArithmeticError, RecursionError):
+        # Numbers of thousands of digits, which the schema's own arithmetic cannot take.
+        raise UserError(f"{path.name}: holds a number that is out of all bounds") from None
+
+
+def _is_entry(path: Path, top: bool) -> bool:
+    if any(part.startswith(".") for part in path.parts[:-1]):
+        return False
+    if path.name.startswith("."):
+        return False
+    return not (top and (path.parts[0] == REPORTED or str(path) in BOARD_FILES))

@@ -1,7 +1,6 @@
 """A committed entry of the digits board, copied to where it may be changed, and ways to do it."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,12 @@ from aal_bench.config import read_task
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file, sha256_json
 from aal_bench.leaderboard import verify
+from aal_bench.leaderboard.extend import is_extra
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.paths import data_folder
 from aal_bench.record import ABSENT, Record, Result, robustbench_view
 
-COMMITTED = Path(os.environ.get("AAL_TEST_BOARD", data_folder("leaderboards"))) / "digits" / "Linf"
+COMMITTED = data_folder("leaderboards") / "digits" / "Linf"
 
 
 class Copied:
@@ -31,14 +31,17 @@ class Copied:
         self.board = self.root / "digits" / "Linf"
         self.board.mkdir(parents=True)
         self.path = self.add(source)
+        self.change(_as_submitted)
+        self._record = self.path.read_text(encoding="utf-8")
 
     def original(self) -> dict[str, Any]:
-        """The record's JSON as it was copied; a new tree each time."""
-        return json.loads(self.source.read_text(encoding="utf-8"))
+        """The record's JSON as it was at first; a new tree each time."""
+        return json.loads(self._record)
 
     def restore(self) -> None:
-        """Record and table as they were copied."""
-        self.add(self.source)
+        """Record and table as they were at first."""
+        shutil.copy(self.source.with_suffix(".npz"), self.table_path)
+        self.path.write_text(self._record, encoding="utf-8")
 
     @property
     def table_path(self) -> Path:
@@ -144,14 +147,21 @@ class Copied:
         return found[-1].text
 
 
+def _as_submitted(tree: dict[str, Any]) -> None:
+    """Without the verifications that the committed entry may have had since."""
+    block = tree["verification"]
+    block |= dict.fromkeys(("by", "date", "seed", "report_sha256"))
+    tree["verification"] = block | {"level": 1, "history": block["history"][:1]}
+
+
 @pytest.fixture(scope="session")
 def committed() -> list[Path]:
     """The committed entries of the digits board that no verification has extended."""
     found = [
         path
         for path in sorted(COMMITTED.glob("*.json"))
-        if all(
-            "-" not in stage["attack"] or not stage["attack"].startswith(("challenge", "reattack"))
+        if not any(
+            is_extra(stage["attack"])
             for stage in json.loads(path.read_text(encoding="utf-8"))["evaluation"]
         )
     ]

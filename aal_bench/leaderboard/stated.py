@@ -1,0 +1,238 @@
+"""Level 0, the stages: those of the protocol, as the task asks them, in figures that fit. No torch.
+
+Only the record is looked at. Whether its figures are those of the evidence is level 1's question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aal_bench import registry
+from aal_bench.attacks import parameters as known
+from aal_bench.attacks.parameters import PARTITION
+from aal_bench.config import Task
+from aal_bench.errors import UserError
+from aal_bench.leaderboard.extend import is_extra, protocol_stages
+from aal_bench.leaderboard.findings import Finding
+from aal_bench.leaderboard.rules import differing, rule, same, shown
+from aal_bench.metrics import measure
+from aal_bench.record import Result, whole_autoattack
+from aal_bench.schema import Measure, StageRecord
+from aal_bench.threat import format_fraction
+
+"""How a stage cuts its images into batches: whether it attacks survivors only."""
+LONGEST = 400
+"""Characters of a protocol that is a list of stages."""
+
+
+def findings(record: Result, task: Task) -> list[Finding]:
+    """The rules about stages and metrics; where the stages are others, nothing more is judged."""
+    ran = f"{len(record.evaluation)} stages"
+    protocol = rule(0, "protocol", _protocol(record), f"{record.protocol}: {ran}, in order")
+    if not protocol.ok:
+        return [protocol]
+    rules = [
+        protocol,
+        rule(0, "parameters", _parameters(record, task), _unknown(record) or "the task's"),
+        rule(0, "arithmetic", _arithmetic(record, task), "the task's batches and seed, fp32"),
+    ]
+    if task.family == "classification":
+        rules += [
+            rule(0, "autoattack", _autoattack(record), "standard, all four, on the whole test set"),
+            rule(0, "order", _order(record), _survivors(record)),
+            rule(0, "counts", _counts(record), "metrics are the stages' counts"),
+            rule(0, "budget", _budget(record, task), "survivors cost what their attacks cost"),
+        ]
+    return rules
+
+
+def extra(record: Result) -> list[StageRecord]:
+    """The stages that verifications have added."""
+    return [stage for stage in record.evaluation if is_extra(stage.attack)]
+
+
+def expected(protocol: str) -> tuple[str, ...]:
+    """The stages of a protocol's name, without one that too few classes do not allow.
+
+    Raises:
+        UserError: no such protocol.
+    """
+    if len(protocol) > LONGEST:
+        raise UserError(f"a protocol of {len(protocol):,} characters")
+    name, _, left_out = protocol.partition("-no-")
+    return tuple(stage for stage in registry.protocol(name) if stage != left_out)
+
+
+def _protocol(record: Result) -> Iterator[str]:
+    try:
+        stages = expected(record.protocol)
+    except UserError as error:
+        yield str(error)
+        return
+    names = [stage.attack for stage in record.evaluation]
+    if tuple(names[: len(stages)]) != stages:
+        yield f"stages are {shown(','.join(names))}, the protocol's {shown(','.join(stages))}"
+        return
+    added = names[len(stages) :]
+    for position, name in enumerate(added):
+        kind, _, number = name.partition("-")
+        before = sum(other.startswith(f"{kind}-") for other in added[:position])
+        if not is_extra(name) or number != str(before + 1):
+            yield f"stage {shown(name)} follows the protocol's: challenge-1, reattack-1, ... may"
+            return
+
+
+def _parameters(record: Result, task: Task) -> Iterator[str]:
+    environment = record.environment
+    versions = {"aal-bench": environment.aal_bench.version, **environment.packages}
+    for stage in record.evaluation:
+        params = _known_parameters(stage.attack, task)
+        if params is not None:
+            faults = list(differing(stage.params, params, f"{stage.attack}.params"))
+            if not faults and not same(stage.params, params):
+                surplus = sorted(stage.params.keys() - params.keys())
+                faults = [f"{stage.attack}.params has {shown(surplus[0])} besides"]
+            yield from faults
+            own = known.package(stage.attack)
+            if stage.implementation.package != own:
+                yield f"{stage.attack} is run by {shown(stage.implementation.package)}, not {own}"
+        elif stage.params.get("eps") not in (None, format_fraction(task.threat.eps)):
+            yield f"{stage.attack}.params.eps is {shown(stage.params['eps'])}"
+    for stage in protocol_stages(record.evaluation):
+        installed = versions.get(stage.implementation.package)
+        if installed is not None and stage.implementation.version not in (None, installed):
+            yield f"{stage.attack}: its package is another version than the environment's"
+
+
+def budget_of(stage: str, task: Task) -> known.Budget | None:
+    """What an image that stands costs in a stage under this task; None: not known."""
+    params = _known_parameters(stage, task)
+    return None if params is None else known.budget(stage, params)
+
+
+def _known_parameters(stage: str, task: Task) -> dict[str, Any] | None:
+    threat = task.threat
+    return known.parameters(stage, threat.norm, threat.eps, task.attack.step, task.data.classes)
+
+
+def _unknown(record: Result) -> str:
+    names = [
+        stage.attack
+        for stage in protocol_stages(record.evaluation)
+        if known.package(stage.attack) is None
+    ]
+    return f"the task's; not ours to judge: {', '.join(names)}" if names else ""
+
+
+def _arithmetic(record: Result, task: Task) -> Iterator[str]:
+    for stage in record.evaluation:
+        wanted: dict[str, object] = {"dtype": "float32", "tf32": False, "deterministic": True}
+        if is_extra(stage.attack):
+            wanted["partition"] = PARTITION[True]
+        else:
+            wanted |= task.evaluation.model_dump(mode="json")
+            if stage.attack == "clean":
+                wanted["max_violation"] = {"norm": 0.0, "box": 0.0}
+            wanted["partition"] = PARTITION[known.sequential(stage.attack)]
+        stated = stage.model_dump(mode="json", include=set(wanted))
+        yield from differing(stated, wanted, stage.attack)
+
+
+def _autoattack(record: Result) -> Iterator[str]:
+    if not whole_autoattack(record):
+        yield "not AutoAttack's four standard attacks on the whole test set"
+    elif record.autoattack_acc is None:
+        yield "autoattack_acc is missing"
+
+
+def _order(record: Result) -> Iterator[str]:
+    """Which images each stage must have attacked, as far as counts tell."""
+    standing, chained, all_of_it = record.task.examples, None, None
+    clean = None
+    for stage in record.evaluation:
+        if stage.attack == "clean":
+            wanted, clean = standing, stage.n_out
+        elif is_extra(stage.attack):
+            # How many stood under all independent stages together only the rows tell.
+            wanted = all_of_it
+            if wanted is None and stage.n_in > min(
+                s.n_out for s in protocol_stages(record.evaluation)
+            ):
+                yield f"{stage.attack} attacked {stage.n_in}, more than stood"
+            all_of_it = stage.n_out
+        elif known.sequential(stage.attack):
+            wanted = clean if chained is None else chained
+            chained = stage.n_out
+        else:
+            wanted = clean
+        if wanted is not None and stage.n_in != wanted:
+            yield f"{stage.attack} attacked {stage.n_in}, but {wanted} stood before it"
+
+
+def _survivors(record: Result) -> str:
+    shown = [f"{stage.attack} {stage.n_out}" for stage in record.evaluation]
+    return f"of {record.task.examples}: {', '.join(shown)}"
+
+
+def _counts(record: Result) -> Iterator[str]:
+    metrics, n = record.metrics, record.task.examples
+    if metrics is None or not record.evaluation:
+        yield "no metrics"
+        return
+    stages = {stage.attack: stage.n_out for stage in record.evaluation}
+    if len(stages) < len(record.evaluation):
+        yield "a stage occurs twice"
+        return
+    stated: dict[str, Measure] = {"clean": metrics.clean, **metrics.stages}
+    if stated.keys() != stages.keys():
+        yield f"metrics of {shown(','.join(stated))}, stages {shown(','.join(stages))}"
+        return
+    if metrics.autoattack is not None:
+        stated["autoattack"] = metrics.autoattack
+        stages["autoattack"] = stages.get("square", 0)
+    for name, measured in stated.items():
+        yield from _measured(name, measured, stages[name], n)
+    yield from _robust(record, metrics.robust, n)
+
+
+def _measured(name: str, stated: Measure, k: int, n: int) -> Iterator[str]:
+    if k > n:
+        yield f"{name}: {k} of {n} stand"
+    elif not same(stated.model_dump(mode="json"), measure(k, n)):
+        yield f"metrics of {name} are not those of {k} of {n}"
+
+
+def _robust(record: Result, stated: Measure, n: int) -> Iterator[str]:
+    """All stages together: exact after an added stage, bounded by Bonferroni before one."""
+    added, own = extra(record), protocol_stages(record.evaluation)
+    if added:
+        yield from _measured("robust", stated, added[-1].n_out, n)
+        return
+    k = round(stated.value * n)
+    yield from _measured("robust", stated, k, n)
+    fallen = sum(stage.n_in - stage.n_out for stage in own if stage.attack != "clean")
+    least, most = own[0].n_out - fallen, min(stage.n_out for stage in own)
+    if not least <= k <= most:
+        yield f"robust is {k} of {n}; the stages leave {max(least, 0)} to {most}"
+
+
+def _budget(record: Result, task: Task) -> Iterator[str]:
+    for stage in protocol_stages(record.evaluation):
+        budget = budget_of(stage.attack, task)
+        if budget is None:
+            continue
+        for way, most in (("forwards", budget.forwards), ("backwards", budget.backwards)):
+            yield from _passes(stage, way, most)
+
+
+def _passes(stage: StageRecord, way: str, most: int) -> Iterator[str]:
+    spent = float(getattr(stage, way))
+    if stage.n_in == 0:
+        least = most = 0
+    else:
+        least = most * (stage.n_out / stage.n_in)
+    # A mean of whole numbers; what a survivor costs is exact, what a fallen image cost is not.
+    if not least * (1 - 1e-12) <= spent <= most:
+        allowed = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        yield f"{stage.attack} spent {spent:g} {way} per image; its attack costs {allowed}"

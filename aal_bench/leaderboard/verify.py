@@ -1,0 +1,164 @@
+"""Levels 0 and 1 of one entry, or of every entry below a folder. No torch.
+
+A level is examined only where those below it hold. A file that cannot be read is a finding of
+level 0, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aal_bench.errors import UserError
+from aal_bench.evidence import Evidence
+from aal_bench.hashing import sha256_file
+from aal_bench.leaderboard import copies, entries, layout, recomputed, wellformed
+from aal_bench.leaderboard.entries import Entry
+from aal_bench.leaderboard.findings import LEVELS, Finding, broken
+from aal_bench.leaderboard.rules import printable, rule
+from aal_bench.leaderboard.untrusted import read_evidence, read_json
+
+HIGHEST = 1
+"""The highest level that needs no model."""
+
+
+class Verdict(NamedTuple):
+    """What the verification of one entry, or of how a folder's entries lie there, found."""
+
+    path: Path
+    findings: list[Finding]
+
+    @property
+    def level_held(self) -> int | None:
+        """The highest level that was examined and holds; None: not even level 0 does."""
+        lowest = broken(self.findings)
+        if lowest is not None:
+            return lowest - 1 if lowest else None
+        return max((finding.level for finding in self.findings), default=None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every level that was asked for holds."""
+        return broken(self.findings) is None
+
+
+class Board:
+    """The tables of a board's other entries, each read once."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, tuple[str, Evidence] | None] = {}
+
+    def others(self, entry: Entry) -> dict[str, tuple[str, Evidence]]:
+        """Name -> (sha256 of the file, table) of the readable tables beside the entry's own."""
+        if not entries.on_board(entry.path):
+            return {}
+        found = {}
+        for path in sorted(entry.evidence_path.parent.glob("*.npz")):
+            if path.name != entry.evidence_path.name and not path.name.startswith("."):
+                held = self._read(path, entry)
+                if held is not None:
+                    found[path.stem] = held
+        return found
+
+    def _read(self, path: Path, entry: Entry) -> tuple[str, Evidence] | None:
+        if path not in self._held:
+            try:
+                # Its own rules say what is wrong with it; it may have stages that this one lacks.
+                rows, stages = entry.result.task.examples, 2 * len(entry.result.evaluation) + 8
+                table = read_evidence(path, rows, stages)
+                self._held[path] = (sha256_file(path), table)
+            except (UserError, OSError):
+                self._held[path] = None
+        return self._held[path]
+
+
+def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[Verdict]:
+    """Verify the entry `where`, or every entry below that folder and how they lie there.
+
+    Args:
+        where: a ``.json``, a board, a task's folder, the folder of all boards, or a run's folder.
+        level: the highest level to examine; what is above 1 needs a model and is not examined here.
+        root: the folder that holds the boards; None: found from `where`.
+
+    Returns:
+        One verdict for each entry; for a folder, first one about the folder itself.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    files = entries.find(where)
+    if entries.is_reported(where):
+        told = rule(0, "board", [], "what others published: no entries")
+        return [Verdict(where, [told])]
+    top = entries.root_of(where) if root is None else entries.absolute(root)
+    board = Board()
+    if not where.is_dir() or files == [where / entries.RUN_RECORD]:
+        alone = top if entries.on_board(files[0]) or root is not None else files[0]
+        return [Verdict(files[0], examine(files[0], level, alone, board))]
+    about = Verdict(where, layout.findings(where, top, files))
+    return [about, *(Verdict(path, examine(path, level, top, board)) for path in files)]
+
+
+def examine(path: Path, level: int, root: Path, board: Board) -> list[Finding]:
+    """The findings of one record file up to `level`."""
+    try:
+        tree = read_json(path)
+    except UserError as error:
+        return [rule(0, "readable", [str(error).removeprefix(f"{path}: ")], "")]
+    readable = rule(0, "readable", [], "strict JSON")
+    try:
+        entry = entries.checked(path, tree)
+    except UserError as error:
+        return [readable, *wellformed.schema(tree, error)]
+    found = [readable, *wellformed.sound(entry), *wellformed.findings(entry, root)]
+    if level < 1 or broken(found) is not None:
+        return found
+    deeper, table = recomputed.findings(entry)
+    found += deeper
+    if table is not None and entry.result.evidence is not None:
+        found.append(copies.finding(table, entry.result.evidence.sha256, board.others(entry)))
+    return found
+
+
+def lines(verdicts: Sequence[Verdict], verbose: bool = False) -> Iterator[str]:
+    """What a terminal shows: every rule of one entry; of many, only the broken ones.
+
+    Args:
+        verdicts: of `verify`.
+        verbose: every rule of every entry.
+    """
+    spelt = verbose or len(verdicts) == 1
+    for verdict in verdicts:
+        summary = _summary(verdict)
+        yield f"{_mark(verdict.ok)}  {summary:13}  {printable(str(verdict.path))}"
+        for finding in verdict.findings:
+            if spelt or not finding.ok:
+                yield f"{_mark(finding.ok)}  {finding.level} {finding.rule:13} {finding.text}"
+    wrong = sum(not verdict.ok for verdict in verdicts)
+    if len(verdicts) > 1:
+        yield f"{len(verdicts) - wrong} of {len(verdicts)} hold"
+
+
+def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """The same for a machine: one object for each verdict, with every finding."""
+    return [
+        {
+            "path": str(verdict.path),
+            "ok": verdict.ok,
+            "level_held": verdict.level_held,
+            "findings": [finding._asdict() for finding in verdict.findings],
+        }
+        for verdict in verdicts
+    ]
+
+
+def _mark(ok: bool) -> str:
+    return "ok" if ok else "NO"
+
+
+def _summary(verdict: Verdict) -> str:
+    lowest = broken(verdict.findings)
+    if lowest is not None:
+        return f"level {lowest} broken"
+    return f"level {verdict.level_held} {LEVELS[verdict.level_held or 0]}"

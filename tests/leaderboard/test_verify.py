@@ -1,0 +1,266 @@
+"""Verifying files and folders: what is examined, in which order, and how it is told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aal_bench.errors import UserError
+from aal_bench.leaderboard import verify
+from aal_bench.leaderboard.verify import lines
+
+
+def broken(verdict):
+    return {found.rule for found in verdict.findings if not found.ok}
+
+
+@pytest.fixture
+def board(copied, committed):
+    """Two entries on one board."""
+    copied.second = copied.add(next(path for path in committed if path.name.startswith("fgsm-")))
+    return copied
+
+
+def test_a_folder_is_a_verdict_on_itself_and_one_on_each_entry(board):
+    for where in (board.board, board.board.parent, board.root):
+        verdicts = verify.verify(where)
+        assert [verdict.path.name for verdict in verdicts] == [
+            where.name,
+            board.second.name,
+            board.path.name,
+        ]
+        assert all(verdict.ok for verdict in verdicts)
+        assert [verdict.level_held for verdict in verdicts] == [0, 1, 1]
+
+
+def test_a_board_by_a_relative_path(board, monkeypatch):
+    for folder, where in ((board.board, "."), (board.root, "digits"), (board.board, "..")):
+        monkeypatch.chdir(folder)
+        verdicts = verify.verify(Path(where))
+        assert [verdict.ok for verdict in verdicts] == [True] * 3
+
+
+def test_a_level_is_examined_only_where_those_below_hold(copied):
+    assert {found.level for found in copied.findings(0)} == {0}
+    assert {found.level for found in copied.findings(1)} == {0, 1}
+    copied.change(lambda tree: tree.update(venue="elsewhere"), seal=False)
+    copied.table_path.unlink()
+    (verdict,) = verify.verify(copied.path, 1)
+    assert {found.level for found in verdict.findings} == {0}
+    assert verdict.level_held is None
+
+
+def test_what_needs_a_model_is_not_examined_here(copied):
+    (verdict,) = verify.verify(copied.path, 3)
+    assert verdict.level_held == 1
+
+
+def test_nothing_there_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        verify.verify(tmp_path / "none.json")
+
+
+def test_an_empty_folder_holds(tmp_path):
+    (verdict,) = verify.verify(tmp_path)
+    assert verdict.ok
+
+
+def test_published_numbers_are_no_entries(board):
+    reported = board.root / "reported"
+    reported.mkdir()
+    (reported / "aal.json").write_text("{}")
+    (board.root / "board.json").write_text("{}")
+    assert len(verify.verify(board.root)) == 3
+    for where in (reported, reported / "aal.json"):
+        (verdict,) = verify.verify(where)
+        assert verdict.ok
+        assert "published" in verdict.findings[0].text
+
+
+class TestOtherFolders:
+    """An entry that lies elsewhere answers another question, or none."""
+
+    @pytest.mark.parametrize("place", ["cifar10-1k/Linf", "digits/L2"])
+    def test_another_board(self, copied, place):
+        folder = copied.root / place
+        folder.mkdir(parents=True)
+        for path in (copied.path, copied.table_path):
+            path.rename(folder / path.name)
+        (_, verdict) = verify.verify(copied.root)
+        assert broken(verdict) == {"folder"}
+
+    @pytest.mark.parametrize("place", [".", "digits", "digits/Linf/more", "digits/linf"])
+    def test_no_board(self, copied, place):
+        folder = copied.root / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (copied.path, copied.table_path):
+            path.rename(folder / path.name)
+        verdicts = verify.verify(copied.root)
+        assert "folder" in broken(verdicts[1])
+
+    def test_a_file_outside_any_board_is_judged_but_for_its_place(self, copied, tmp_path):
+        for path in (copied.path, copied.table_path):
+            path.rename(tmp_path / path.name)
+        (verdict,) = verify.verify(tmp_path / copied.path.name)
+        assert verdict.ok
+        assert "outside a board" in next(f.text for f in verdict.findings if f.rule == "folder")
+
+    def test_a_run_is_judged_before_it_has_a_name_or_a_seal(self, copied, tmp_path):
+        run = tmp_path / "run"
+        run.mkdir()
+        tree = copied.tree() | {"seal": None}
+        tree["evidence"]["path"] = "evidence.npz"
+        (run / "result.json").write_text(json.dumps(tree))
+        (run / "run.json").write_text("{}")
+        copied.table_path.rename(run / "evidence.npz")
+        for where in (run, run / "result.json"):
+            (verdict,) = verify.verify(where)
+            assert verdict.level_held == 1
+            assert "no entry yet" in next(f.text for f in verdict.findings if f.rule == "seal")
+
+
+class TestBesideTheEntries:
+    """What else lies in a board's folder is named."""
+
+    @pytest.mark.parametrize(
+        ("name", "rule"),
+        [
+            ("lonely.npz", "pairs"),
+            ("notes.txt", "pairs"),
+            (".hidden.json", "pairs"),
+            ("PGD-CNN4.json", None),
+        ],
+    )
+    def test_strays(self, board, name, rule):
+        (board.board / name).write_text("{}")
+        verdicts = verify.verify(board.root)
+        assert broken(verdicts[0]) == ({rule} if rule else set())
+        assert any(not verdict.ok for verdict in verdicts)
+
+    def test_what_a_process_is_just_writing_is_none(self, board):
+        (board.board / ".entry.json.new").write_text("{")
+        (board.board / ".entry.npz.abc.tmp").write_text("")
+        assert all(verdict.ok for verdict in verify.verify(board.root))
+
+    def test_names_that_differ_in_capitals_only(self, board):
+        twin = board.path.with_name(board.path.name.upper().replace("JSON", "json"))
+        twin.write_bytes(board.path.read_bytes())
+        assert "names" in broken(verify.verify(board.root)[0])
+
+    def test_a_record_without_evidence_breaks_level_1(self, board):
+        board.table_path.unlink()
+        verdict = verify.verify(board.root)[2]
+        assert verdict.level_held == 0
+        assert broken(verdict) == {"evidence"}
+
+
+class TestLinks:
+    """Symbolic links are refused, whatever they point to."""
+
+    def test_a_linked_record(self, board, tmp_path):
+        outside = tmp_path / board.path.name
+        board.path.rename(outside)
+        board.path.symlink_to(outside)
+        (verdict,) = verify.verify(board.path)
+        assert broken(verdict) == {"readable"}
+        assert "symbolic link" in verdict.findings[0].text
+        assert broken(verify.verify(board.root)[0]) == {"plain files"}
+
+    def test_linked_evidence(self, board, tmp_path):
+        outside = tmp_path / "table.npz"
+        board.table_path.rename(outside)
+        board.table_path.symlink_to(outside)
+        assert board.broken() == {"1 evidence"}
+        assert "symbolic link" in board.said("evidence")
+
+    @pytest.mark.parametrize("which", ["board", "task"])
+    def test_a_linked_folder(self, board, tmp_path, which):
+        folder = board.board if which == "board" else board.board.parent
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+        assert broken(verify.verify(board.root)[0]) == {"plain files"}
+        assert "plain files" in broken(verify.verify(folder)[0])
+        (verdict,) = verify.verify(board.path)
+        assert broken(verdict) == {"folder"}
+
+    def test_a_link_to_nothing(self, board):
+        board.path.unlink()
+        board.path.symlink_to("nothing.json")
+        (verdict,) = verify.verify(board.path)
+        assert broken(verdict) == {"readable"}
+
+    def test_a_pipe_is_not_waited_for(self, copied):
+        copied.table_path.unlink()
+        os.mkfifo(copied.table_path)
+        assert copied.broken() == {"1 evidence"}
+
+
+class TestCopies:
+    """Another entry's evidence under a new name."""
+
+    def test_both_are_named_in_the_folder_and_alone(self, board):
+        board.add(board.source)
+        original = board.path
+        board.rename("Copy2026Cat")
+        board.add(board.source)
+        copy = verify.verify(board.path)[0]
+        assert broken(copy) == {"copies"}
+        assert original.stem in copy.findings[-1].text
+        by_name = {verdict.path.name: broken(verdict) for verdict in verify.verify(board.root)[1:]}
+        assert by_name == {
+            board.path.name: {"copies"},
+            original.name: {"copies"},
+            board.second.name: set(),
+        }
+
+    def test_an_unreadable_neighbour_is_not_this_entrys_fault(self, board):
+        board.second.with_suffix(".npz").write_bytes(b"no table")
+        assert board.broken() == set()
+
+
+class TestTelling:
+    """Lines for people, a tree for machines."""
+
+    def test_one_entry_has_a_line_for_each_rule(self, copied):
+        told = list(lines(verify.verify(copied.path)))
+        findings = copied.findings()
+        assert len(told) == 1 + len(findings)
+        assert told[0].startswith("ok  level 1 recomputed")
+        assert all(line.startswith("ok  ") for line in told)
+
+    def test_of_many_only_the_broken_rules_are_spelt_out(self, board):
+        board.change(lambda tree: tree.update(venue="elsewhere"), seal=False)
+        told = list(lines(verify.verify(board.root)))
+        assert len(told) == 3 + 1 + 1
+        assert [line for line in told if line.startswith("NO  0 seal")]
+        assert told[-1] == "2 of 3 hold"
+        assert len(list(lines(verify.verify(board.root), verbose=True))) > 60
+
+    def test_a_file_name_cannot_steer_the_terminal(self, copied):
+        evil = copied.path.with_name("a\x1b[2J\nb.json")
+        copied.path.rename(evil)
+        told = list(lines(verify.verify(evil)))
+        assert all(line.isprintable() for line in told)
+
+    def test_json(self, board):
+        tree = json.loads(json.dumps(verify.as_json(verify.verify(board.root))))
+        assert [verdict["ok"] for verdict in tree] == [True] * 3
+        assert tree[1]["level_held"] == 1
+        assert {"level", "rule", "ok", "text"} == tree[1]["findings"][0].keys()
+
+
+def test_no_torch_is_loaded_and_none_of_scipy(copied):
+    code = """
+import sys
+from pathlib import Path
+from aal_bench.leaderboard import verify
+assert all(verdict.ok for verdict in verify.verify(Path(sys.argv[1])))
+print([name for name in ("torch", "scipy", "rich", "jinja2") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(copied.root)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

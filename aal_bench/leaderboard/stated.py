@@ -21,7 +21,6 @@ from aal_bench.record import Result, whole_autoattack
 from aal_bench.schema import Measure, StageRecord
 from aal_bench.threat import format_fraction
 
-"""How a stage cuts its images into batches: whether it attacks survivors only."""
 LONGEST = 400
 """Characters of a protocol that is a list of stages."""
 

@@ -87,6 +87,7 @@ def submit(run: Path, root: Path | None, replace: bool, license_: str | None, **
     help="Level 3: survivors attacked again.",
 )
 @click.option("--all", "everyone", is_flag=True, help="Level 3: attack every survivor again.")
+@click.option("--save", type=FILE, metavar="NPZ", help="Level 3: keep the images that felled any.")
 @click.option("--challenge", type=FILE, metavar="ADV.npz", help="Level 4: anybody's adversarials.")
 @click.option("--by", metavar="NAME", help="Record the verification in the entry, as done by NAME.")
 def verify(
@@ -104,7 +105,7 @@ def verify(
     0  well-formed       no torch; seconds for a whole board
     1  recomputed        every number from the evidence; no torch
     2  replayed          --checkpoint and --adversarials: one forward each
-    3  attacked again    --public-string: AutoAttack on a sample of survivors
+    3  attacked again    and --public-string: AutoAttack on a sample of survivors
     4  challenged        --challenge ADV.npz: anybody's adversarials lower the entry
     """  # noqa: D301 - click's mark for lines not to be wrapped
     from aal_bench.leaderboard import verify as torch_free

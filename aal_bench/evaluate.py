@@ -190,7 +190,7 @@ def _load(run: Run, source: Source) -> Foreign:
 
     task = run.task
     if source.robustbench is not None:
-        return _from_robustbench(run, source.robustbench)
+        return from_robustbench(run, source.robustbench)
     # A builder that draws its weights draws the same ones again, and the run can be resumed.
     torch.manual_seed(run.seed)
     model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
@@ -205,7 +205,12 @@ def _load(run: Run, source: Source) -> Foreign:
     return Foreign(model, checkpoint_block(path), described=weights.describe(path) is not None)
 
 
-def _from_robustbench(run: Run, name: str) -> Foreign:
+def from_robustbench(run: Run, name: str) -> Foreign:
+    """Load an entry of RobustBench's zoo for the run's task.
+
+    Raises:
+        UserError: the task is none of RobustBench's, or there is no such entry.
+    """
     from aal_bench.models.robustbench_zoo import load
 
     dataset = run.task.paper.get("robustbench")

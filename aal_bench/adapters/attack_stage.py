@@ -63,7 +63,7 @@ def run_stage(
     if stage.name != "clean":
         _skip_fallen(stage, evidence, targets)
     counted = Counted(victim.model.eval())
-    with track(stage.name, len(targets)) as progress, _exact_arithmetic():
+    with track(stage.name, len(targets)) as progress, exact_arithmetic():
         for images in victim.split.batches(
             torch.from_numpy(targets),
             victim.batch_size,
@@ -177,7 +177,7 @@ def _record(
 
 
 @contextmanager
-def _exact_arithmetic() -> Iterator[None]:
+def exact_arithmetic() -> Iterator[None]:
     """fp32 without TF32, and kernels chosen by shape alone: the same verdicts on every run."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before, matmul.allow_tf32 = matmul.allow_tf32, False

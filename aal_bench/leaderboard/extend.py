@@ -33,6 +33,9 @@ EXTRA = re.compile(r"(challenge|reattack)-[1-9]\d{0,3}", re.ASCII)
 CAP = 1
 """The level beyond which code that nobody can look up does not get."""
 
+CHALLENGED = 4
+"""The level of an entry that was attacked again, and then brought down by somebody."""
+
 
 class Attacked(NamedTuple):
     """What was attacked after the submission, and with what result: all arrays (n,)."""
@@ -213,9 +216,13 @@ def _event(result: Result, verified: Verified, **more: Any) -> dict[str, Any]:
 
 
 def _level(result: Result, verified: Verified) -> int:
-    """No event takes back a level; and none lifts an entry over its cap."""
+    """No event takes back a level; none lifts an entry over its cap.
+
+    A challenge lifts only what was attacked again before: nobody climbs by challenging his own.
+    """
     held = result.verification.level
-    return held if capped(result) else max(held, verified.level)
+    climbs = verified.level < CHALLENGED or held >= CHALLENGED - 1
+    return max(held, verified.level) if climbs and not capped(result) else held
 
 
 def _after(tree: dict[str, Any], event: dict[str, Any], verified: Verified) -> Result:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from aal_bench.config import differing, shorten
 from aal_bench.grid import plain
+from aal_bench.leaderboard.extend import protocol_stages
 from aal_bench.record import Result
 
 ABSENT = "absent"
@@ -39,7 +40,7 @@ def differences(
 def question(result: Result) -> dict[str, Any]:
     """What a ``task_hash`` covers, as far as the record tells it."""
     training = result.training.config.get("task", {}) if result.training else {}
-    stages = result.evaluation
+    stages = protocol_stages(result.evaluation)  # a stage that was added has a seed of its own
     alphas = {stage.params["alpha"] for stage in stages if "alpha" in stage.params}
     step = training.get("attack", {}).get("step") or "/".join(sorted(map(str, alphas))) or None
     told = training.get("evaluation", {})

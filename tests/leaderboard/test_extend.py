@@ -151,11 +151,29 @@ def test_a_verification_is_an_event_and_a_signature(path):
     assert record.seal == seal(record.model_dump(mode="json"))
 
 
+def attacked_again(path):
+    """Bring the entry to level 3."""
+    record = confirm(entries.read(path), Verified("a maintainer", 3, seed=1))
+    pair.write(path, record, path.with_suffix(".npz"))
+
+
+def test_a_challenge_lifts_only_what_was_attacked_again_before(path):
+    """Else a submitter would climb to level 4 by challenging his own entry."""
+    challenge(path, [10], fell=[10])
+    assert entries.read(path).result.verification.level == 0
+    attacked_again(path)
+    challenge(path, [11], fell=[11])
+    record = entries.read(path).result
+    assert (record.verification.level, record.verification.by) == (4, "somebody")
+    assert record.external == "85.00"
+
+
 def test_a_lower_level_does_not_take_back_a_higher_one(path):
+    attacked_again(path)
     challenge(path, [10], fell=[10])
     record = confirm(entries.read(path), Verified("a maintainer", 2))
     assert (record.verification.level, record.verification.by) == (4, "somebody")
-    assert [event.level for event in record.verification.history] == [4, 4]
+    assert [event.level for event in record.verification.history] == [3, 4, 4]
     assert record.verification.history[-1].by == "a maintainer"
 
 

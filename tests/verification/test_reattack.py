@@ -9,7 +9,7 @@ from aal_bench.config import read_task
 from aal_bench.errors import UserError
 from aal_bench.leaderboard.audit_sample import p_value, sample, seed_of
 from aal_bench.registry import task_file
-from aal_bench.verification import reattack
+from aal_bench.verification import reattack, stored
 
 PUBLIC = "commit 4f2a"
 
@@ -56,7 +56,7 @@ def test_an_audit_of_some_survivors(submitted):
     assert {finding.level for finding in (seeded, rule, power)} == {3}
 
 
-def test_survivors_that_are_none(liar):
+def test_survivors_that_are_none(liar, tmp_path):
     """Three images that fall are claimed as robust; all claimed survivors are attacked again."""
     case, rows, _ = liar(3)
     found = attacked_again(case)
@@ -74,6 +74,9 @@ def test_survivors_that_are_none(liar):
     count = len(found.attacked.rows)
     assert rule.text.startswith(f"3 of {count} fell (of {count} survivors), p = ")
     assert f"p = {p_value(3, count):.2g}" in rule.text
+    kept = tmp_path / "fell.npz"
+    assert "3 images" in reattack.keep(found, rebuilt, kept).text
+    np.testing.assert_array_equal(stored.read(kept, rebuilt.evidence, 16).rows, rows)
 
 
 def test_what_this_machine_gets_wrong_unattacked_has_fallen_to_itself(submitted):

@@ -166,7 +166,7 @@ def test_a_challenge_needs_no_adversarials_of_the_entrys_and_no_name(liar, tmp_p
     assert verdict.ok
     assert verdict.findings[-1].text.startswith("2 images that stood fell")
     assert rules(verdict, 2)[-1] == "clean"
-    assert case.entry.result.verification.by == "anonymous"
+    assert case.entry.result.verification.history[-1].by == "anonymous"
     assert verify_entry(case.path, 2, options(case)).ok
     after = case.path.read_bytes()
     again = Options(checkpoint=case.checkpoint, challenge=tmp_path / "mine.npz", by="another")

@@ -65,7 +65,7 @@ def submit(run: Path, root: Path | None, replace: bool, license_: str | None, **
     click.echo(f"entry     {entry.path}")
     click.echo(f"evidence  {entry.evidence_path}")
     click.echo(f"level     {entry.result.verification.level}  {submission.remark(entry.result)}")
-    click.echo(f"next      aal-bench verify {entry.path} --level 1")
+    click.echo("next      aal-bench leaderboard --write   (renews BOARD.md and board.json)")
 
 
 @click.command()

@@ -179,7 +179,7 @@ class Training(Block):
     seeds: list[int]
     """This row's seed; other seeds are `siblings`."""
     siblings: list[str] = Field(default_factory=list)
-    """submission_ids of the same configuration under other seeds."""
+    """Empty in an entry: a board finds the other seeds of a configuration by `config_hash`."""
     selection: Selection
     """How the evaluated checkpoint was chosen."""
     epochs: Count | None = None
@@ -398,6 +398,8 @@ class Event(Block):
     """The level that the entry had afterwards."""
     run_hash: Sha256 | None = None
     """The run that the entry held until then (``replaced``), or holds."""
+    checkpoint: Sha256 | None = None
+    """The weights that the entry held until then (``replaced``)."""
     autoattack_acc: str | None = None
     """Percent, before a replacement."""
     external: str | None = None

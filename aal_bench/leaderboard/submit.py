@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field, field_validator
 
 from aal_bench import registry
 from aal_bench.config import Strict, parse, read_toml
@@ -16,11 +17,14 @@ from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard import copies, entries, pair, verify
 from aal_bench.leaderboard.entries import ENTRY_NAME, Entry
 from aal_bench.leaderboard.findings import broken
+from aal_bench.leaderboard.untrusted import read_json
 from aal_bench.record import SCHEMA_VERSION, Result, whole_autoattack
 from aal_bench.results import read, sealed
 from aal_bench.schema import Event, Verification
 
 TOML = "submission.toml"
+RUN_RECORD = 1 << 24
+"""Bytes of the largest ``run.json`` that is read: it has a line for every attempt."""
 SELF_CHECKED = 1
 """What a submitter may claim: that every number follows from the evidence."""
 
@@ -36,7 +40,7 @@ class Metadata(Strict):
     """``NeurIPS 2020``; the default is ``unpublished``."""
     link: str | None = None
     """Address of the paper."""
-    reported: str | None = None
+    reported: str | None = Field(None, pattern=r"^\d{1,3}(\.\d+)?$")
     """The authors' own robust accuracy, percent."""
     footnote: str | None = None
     """Plain text."""
@@ -48,6 +52,12 @@ class Metadata(Strict):
     """Where anybody can fetch the adversarials."""
     entry: str | None = None
     """Name of the entry, ``<Name><Year><Word>``; default: the run's submission_id."""
+
+    @field_validator("reported", mode="before")
+    @classmethod
+    def _as_printed(cls, value: Any) -> Any:
+        """A TOML number is printed as RobustBench prints it: 53.4 -> "53.40"."""
+        return f"{value:.2f}" if isinstance(value, int | float) else value
 
 
 def metadata(run: Path, given: dict[str, str | None]) -> Metadata:
@@ -83,9 +93,9 @@ def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Ent
     # Before the lock: what cannot be an entry does not make a folder either.
     _verified(entry, evidence)
     with pair.locked(folder):
+        _distinct(path)
         verification = _history(path, entry, replace)
-        entry = entry.model_copy(update={"verification": verification})
-        entry = sealed(_with_siblings(entry, folder))
+        entry = sealed(entry.model_copy(update={"verification": verification}))
         _verified(entry, evidence)
         _nobody_elses(Entry(path, {}, entry), evidence)
         pair.write(path, entry, evidence)
@@ -126,15 +136,13 @@ def _eligible(run: Path) -> Result:
 
 
 def _status(run: Path) -> tuple[str, str | None]:
-    try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        error = record["error"]
-        told = None if error is None else f"{error['stage']}: {error['message']}"
-        return str(record["status"]), told
-    except FileNotFoundError:
-        raise UserError(f"{run}: no run.json; that is no run folder") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{run}/run.json: cannot be read") from None
+    path = run / "run.json"
+    if not path.is_file():
+        raise UserError(f"{run}: no run.json; that is no run folder")
+    record = read_json(path, largest=RUN_RECORD)
+    error = record.get("error")
+    told = f"{error.get('stage')}: {error.get('message')}" if isinstance(error, dict) else None
+    return str(record.get("status")), told
 
 
 def _described(result: Result, about: Metadata, name: str) -> Result:
@@ -154,6 +162,8 @@ def _described(result: Result, about: Metadata, name: str) -> Result:
     if about.checkpoint_url is not None and tree["model"]["checkpoint"] is not None:
         tree["model"]["checkpoint"]["url"] = about.checkpoint_url
     tree["verification"] = {"level": SELF_CHECKED}
+    if tree["training"] is not None:
+        tree["training"]["siblings"] = []
     tree["seal"] = None
     return sealed(parse(Result, tree, "submission"))
 
@@ -170,14 +180,17 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
             f"{path}: this entry exists; add --replace (its history is kept) or choose --entry NAME"
         )
     old = entries.read(path).result
-    if old.external is not None and _checkpoint(old) == _checkpoint(entry):
+    lowered = {event.checkpoint: event.external for event in old.verification.history}
+    lowered[_checkpoint(old)] = old.external
+    if (external := lowered.get(_checkpoint(entry))) is not None:
         raise UserError(
-            f"{path}: this very checkpoint was brought down to {old.external} %; a replacement"
+            f"{path}: this very checkpoint was brought down to {external} %; a replacement"
             " needs other weights"
         )
     event = Event(
         event="replaced",
         run_hash=old.run_hash,
+        checkpoint=_checkpoint(old),
         autoattack_acc=old.autoattack_acc,
         external=old.external,
         note=f"was at level {old.verification.level}",
@@ -186,26 +199,15 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
     return Verification(level=SELF_CHECKED, history=[*old.verification.history, event])
 
 
+def _distinct(path: Path) -> None:
+    """Refuse a name that is another's on a file system that ignores case."""
+    for other in path.parent.glob("*.json"):
+        if other.name != path.name and other.name.casefold() == path.name.casefold():
+            raise UserError(f"--entry {path.stem}: differs from {other.stem} in case only")
+
+
 def _checkpoint(result: Result) -> str | None:
     return None if result.model.checkpoint is None else result.model.checkpoint.sha256
-
-
-def _with_siblings(entry: Result, folder: Path) -> Result:
-    """Name the entries of the same configuration under other seeds that are there already."""
-    if entry.training is None:
-        return entry
-    same = []
-    for path in entries.find(folder):
-        other = entries.read(path).result
-        if (
-            other.training is not None
-            and other.submission_id != entry.submission_id
-            and other.task.hash == entry.task.hash
-            and other.training.config_hash == entry.training.config_hash
-        ):
-            same.append(other.submission_id)
-    training = entry.training.model_copy(update={"siblings": same})
-    return entry.model_copy(update={"training": training})
 
 
 def _verified(entry: Result, evidence: Path) -> None:

@@ -179,6 +179,21 @@ class TestRefused:
         with pytest.raises(UserError, match="no such run folder"):
             submit(tmp_path / "nothing", made.root, Metadata())
 
+    def test_a_name_that_differs_in_case_only(self, made, committed, tmp_path):
+        other = Made(next(path for path in committed if path.name.startswith("fgsm-")), tmp_path)
+        other.submit(entry="one2026entry")
+        assert "in case only" in made.refused(entry="One2026Entry")
+
+    def test_a_claim_that_is_no_percentage(self, made):
+        with pytest.raises(UserError, match="reported"):
+            metadata(made.run, {"reported": "about half"})
+        (made.run / "submission.toml").write_text("reported = 53.4", encoding="utf-8")
+        assert metadata(made.run, {}).reported == "53.40"
+
+    def test_a_run_record_nested_too_deep(self, made):
+        (made.run / "run.json").write_text("[" * 100_000, encoding="utf-8")
+        assert len(made.refused().splitlines()) == 1
+
     def test_a_link_that_a_browser_would_run(self, made):
         assert "link" in made.refused(link="javascript:alert(1)")
 
@@ -193,21 +208,20 @@ class TestReplacing:
         assert events[1].run_hash == first.run_hash
 
     def test_a_checkpoint_that_was_brought_down_cannot_replace_itself(self, made):
-        entry = made.submit(entry="One2026Entry")
-        tree = json.loads(entry.path.read_text(encoding="utf-8"))
-        entry.path.write_text(json.dumps(tree | {"external": "1.00"}), encoding="utf-8")
+        brought_down(made.submit(entry="One2026Entry").path)
+        assert "other weights" in made.refused(entry="One2026Entry", replace=True)
+
+    def test_nor_can_it_come_back_after_another_has_replaced_it(self, made, committed, tmp_path):
+        other = Made(next(path for path in committed if path.name.startswith("fgsm-")), tmp_path)
+        brought_down(made.submit(entry="One2026Entry").path)
+        other.submit(entry="One2026Entry", replace=True)
         assert "other weights" in made.refused(entry="One2026Entry", replace=True)
 
 
-def test_siblings_are_the_other_seeds_of_the_configuration(committed, tmp_path):
-    """The board of seeds 0.. of one method: each names those that were there before it."""
-    seeds = [path for path in committed if path.name.startswith("pgd-cnn4-32-seed")]
-    runs = [Made(path, tmp_path) for path in seeds]
-    submitted = [run.submit().result for run in runs]
-    names = [result.submission_id for result in submitted]
-    for position, result in enumerate(submitted):
-        assert result.training is not None
-        assert result.training.siblings == names[:position]
+def brought_down(path: Path) -> None:
+    """Write a lower value into an entry, as a challenge does."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(tree | {"external": "1.00"}), encoding="utf-8")
 
 
 def together(made: Made, venue: str, *lists: list[str]) -> list[str]:

@@ -90,11 +90,15 @@ def submit(run: Path, root: Path | None, replace: bool, license_: str | None, **
 @click.option("--save", type=FILE, metavar="NPZ", help="Level 3: keep the images that felled any.")
 @click.option("--challenge", type=FILE, metavar="ADV.npz", help="Level 4: anybody's adversarials.")
 @click.option("--by", metavar="NAME", help="Record the verification in the entry, as done by NAME.")
+@click.option("--base", type=FILE, metavar="DIR", help="The boards as they are on the main branch.")
+@click.option("--maintainer", is_flag=True, help="With --base: the change may set levels above 1.")
 def verify(
     where: Path,
     level: int | None,
     as_json: bool,
     verbose: bool,
+    base: Path | None,
+    maintainer: bool,
     everyone: bool,
     audit: int,
     **options: Any,
@@ -110,14 +114,20 @@ def verify(
     """  # noqa: D301 - click's mark for lines not to be wrapped
     from aal_bench.leaderboard import verify as torch_free
 
-    deep = options["challenge"] is not None or (level or 0) > 1
-    if deep or options["by"] is not None:
+    deep = (level or 0) > 1 or any(options[name] for name in ("challenge", "by", "save"))
+    _compared(base, maintainer, deep)
+    if deep:
         from aal_bench import verification
 
         chosen = verification.Options(audit=None if everyone else audit, **options)
         verdicts = [verification.verify_entry(where, 1 if level is None else level, chosen)]
     else:
         verdicts = torch_free.verify(where, 1 if level is None else level)
+    if base is not None:
+        from aal_bench.leaderboard import base as comparing
+
+        compared = torch_free.Verdict(base, comparing.findings(where, base, maintainer))
+        verdicts = [compared, *verdicts]
     if as_json:
         import json
 
@@ -126,6 +136,18 @@ def verify(
         for line in torch_free.lines(verdicts, verbose=verbose):
             click.echo(line)
     sys.exit(EXIT_BROKEN if any(not verdict.ok for verdict in verdicts) else 0)
+
+
+def _compared(base: Path | None, maintainer: bool, deep: bool) -> None:
+    """Refuse options that say nothing together."""
+    from aal_bench.errors import UserError
+
+    if maintainer and base is None:
+        raise UserError("--maintainer is about --base DIR: add it")
+    if base is not None and deep:
+        raise UserError(
+            "--base compares a folder at levels 0 and 1: omit the options of levels 2-4"
+        )
 
 
 @click.command()

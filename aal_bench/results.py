@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from aal_bench import __version__
+from aal_bench import __version__, strict_json
 from aal_bench.config import Run, parse
 from aal_bench.errors import UserError
 from aal_bench.evidence import FORMAT, Evidence
@@ -249,19 +249,13 @@ def read(path: Path) -> Result:
     """Read and check a record.
 
     Raises:
-        UserError: no such file, no JSON, or not what the schema asks for.
+        UserError: no such file, no strict JSON, or not what the schema asks for.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON record ({error})") from None
-    return parse(Result, tree, path.name)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    return parse(Result, strict_json.parse(content, path), path.name)
 
 
 def _architecture(model: str) -> str:

@@ -392,8 +392,9 @@ class Event(Block):
     """When, RFC 3339."""
     by: str
     """Who."""
-    event: Literal["submitted", "replaced", "verified", "reattacked", "challenged"]
-    """``replaced``: by a new submission; ``reattacked`` and ``challenged`` add a stage."""
+    event: Literal["submitted", "amended", "replaced", "verified", "reattacked", "challenged"]
+    """``amended``: other metadata of the same run; ``replaced``: by another run; ``reattacked`` and
+    ``challenged`` add a stage."""
     level: int = Field(ge=0, le=4)
     """The level that the entry had afterwards."""
     run_hash: Sha256 | None = None

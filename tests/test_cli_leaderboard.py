@@ -138,6 +138,23 @@ class TestLeaderboard:
         gone.unlink()
         assert check() == 1
 
+    @pytest.mark.parametrize("output", [[], ["--markdown"], ["--json"]])
+    def test_a_known_task_without_entries_shows_what_was_published(self, root, output):
+        asked = ["cifar10", "--leaderboards", root, "--robustbench", "--reported", *output]
+        done = invoke("leaderboard", *asked)
+        assert done.exit_code == 0, done.output
+        assert "Rice2020Overfitting" in done.output
+        assert "AAL+PGD" in done.output
+        if output == ["--json"]:
+            assert json.loads(done.output)["boards"][0]["sections"] == []
+        else:
+            assert "no entries yet" in done.output.lower()
+
+    def test_html_of_a_known_task_without_entries(self, root, tmp_path):
+        asked = ["cifar10", "--leaderboards", root, "--html", tmp_path / "site"]
+        assert invoke("leaderboard", *asked).exit_code == 0
+        assert "Rice2020" in (tmp_path / "site" / "cifar10-Linf.html").read_text("utf-8")
+
     def test_two_outputs_at_once_and_an_unknown_task_are_refused(self, root):
         done = invoke("leaderboard", "--leaderboards", root, "--markdown", "--json")
         assert (done.exit_code, "one at a time" in done.stderr) == (2, True)

@@ -22,16 +22,20 @@ TOLERATED = 0.002
 SIGNIFICANCE = 0.01
 """The rule fires when so many flips, or more, had less than this probability."""
 SIZE = 500
-"""Survivors attacked again by default: about a tenth of a full CIFAR-10 evaluation."""
+"""Survivors attacked again by default, and the fewest (or all) of which level 3 is recorded: about
+a tenth of a full CIFAR-10 evaluation."""
 LIES = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50), Fraction(1, 20))
 """Shares of false survivors for which the chance of missing them is printed."""
 
 
-def seed_of(record: bytes, public: str) -> int:
-    """The seed of a re-attack, 0 <= seed < 2**64: first 8 bytes of sha256(record, public string).
+def seed_of(seal: str, public: str) -> int:
+    """The seed of a re-attack, 0 <= seed < 2**64: first 8 bytes of sha256(seal, public string).
+
+    The seal is over the entry's values: how its file is indented changes nothing, so nobody can
+    try out spaces until the seed spares his entry.
 
     Args:
-        record: the bytes of the entry's ``.json``.
+        seal: the entry's, 64 hexadecimal digits.
         public: known only after the submission, such as the hash of a later commit.
 
     Raises:
@@ -42,7 +46,7 @@ def seed_of(record: bytes, public: str) -> int:
             "--public-string: give one line that was not known at the submission, such as the hash"
             " of a later commit"
         )
-    return int.from_bytes(hashlib.sha256(record + public.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256((seal + public).encode()).digest()[:8], "big")
 
 
 def sample(standing: int, size: int | None, seed: int) -> NDArray[np.int64]:
@@ -65,6 +69,11 @@ def sample(standing: int, size: int | None, seed: int) -> NDArray[np.int64]:
 def p_value(flips: int, images: int) -> float:
     """P[Bin(images, 0.002) >= flips]: how likely so many flips, or more, are by accident."""
     return float(binom.sf(flips - 1, images, TOLERATED))
+
+
+def enough(attacked: int, standing: int) -> bool:
+    """Whether so many of the claimed survivors were attacked as a record of level 3 needs."""
+    return attacked >= min(SIZE, standing)
 
 
 def explained(flips: int, images: int) -> bool:

@@ -4,8 +4,9 @@ What the terminal, Markdown, JSON and HTML renderers show is decided here:
 
 - Rows are ranked together only where their ``task_hash`` is equal: one `Section` each.
 - A row's score is ``external`` where it has one, else its AutoAttack accuracy.
-- Entries of one configuration that differ in the seed are one `Standing`, ranked by the mean over
-  *all* of its seeds. A seed that collapsed (`standings.is_collapsed`) is counted and never dropped.
+- Entries of one configuration (equal method, network, config_hash, title and authors) are one
+  `Standing`, ranked by the mean over *all* of its seeds. A seed that collapsed
+  (`standings.is_collapsed`) is counted and never dropped.
 - From the best downwards, a standing joins the group of the group's leader unless the leader beats
   it (`paired.RULE`); else it leads the next group. A group shares its rank: 1, 1, 3. Within a group
   the order is by mean, then by name.
@@ -24,6 +25,7 @@ from aal_bench.errors import UserError, did_you_mean
 from aal_bench.leaderboard import entries
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.standings import Row, Standing, rank, rows, verdicts
+from aal_bench.threat import format_fraction
 
 __all__ = ["Board", "Row", "Section", "Standing", "boards"]
 
@@ -57,9 +59,9 @@ class Board(NamedTuple):
     """The task file's, else the task's name."""
     norm: str
     eps: str
-    """Of its sections, joined by a comma should they differ."""
+    """Of its sections, joined by a comma should they differ; without entries the task file's."""
     sections: list[Section]
-    """Those on the data set's own bytes first, then the larger ones."""
+    """Those on the data set's own bytes first, then the larger ones; [] without entries."""
     task_file: Task | None
     """None: no such task is known here."""
 
@@ -72,24 +74,33 @@ def boards(root: Path, task: str | None = None) -> list[Board]:
         task: a task's name; None: all that have entries.
 
     Returns:
-        Boards by task and norm; [] when `task` is None and there are no entries.
+        Boards by task and norm; when `task` is None, those that have entries. A known task without
+        entries is one board without sections.
 
     Raises:
         UserError: an entry or its evidence is missing, unreadable, not rankable or in the wrong
-            folder; or `task` has no entries.
+            folder; or `task` is unknown.
     """
     paths: dict[tuple[str, ...], list[Path]] = {}
     for path in entries.find(root):
         paths.setdefault(path.relative_to(root).parts[:-1], []).append(path)
     if task is not None:
-        known = sorted({place[0] for place in paths if place})
+        held = sorted({place[0] for place in paths if place})
         paths = {place: files for place, files in paths.items() if place and place[0] == task}
         if not paths:
-            raise UserError(
-                f"{root}: no entries for task '{task}'.{did_you_mean(task, known)}"
-                f" Boards: {', '.join(known) or 'none'}"
-            )
+            return [_empty(task, held)]
     return [_board(place, files) for place, files in sorted(paths.items())]
+
+
+def _empty(task: str, held: list[str]) -> Board:
+    """The board of a known task that has no entries yet; `held`: tasks that have some."""
+    files = registry.task_files()
+    if task not in files:
+        near = did_you_mean(task, sorted({*held, *files}))
+        raise UserError(f"unknown task '{task}'.{near} Boards: {', '.join(held) or 'none'}")
+    file = read_task(files[task])
+    eps = format_fraction(file.threat.eps)
+    return Board(task, file.title, file.threat.norm, eps, sections=[], task_file=file)
 
 
 def _board(place: tuple[str, ...], files: Sequence[Path]) -> Board:

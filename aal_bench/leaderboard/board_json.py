@@ -7,7 +7,7 @@ from typing import Any
 
 from aal_bench.leaderboard import published
 from aal_bench.leaderboard.board import Board, Section
-from aal_bench.leaderboard.cells import RULES
+from aal_bench.leaderboard.cells import PASSES, RULES, passes_in_all
 from aal_bench.leaderboard.standings import Row, Standing
 
 SCHEMA_VERSION = "1.0"
@@ -38,7 +38,7 @@ def tree(
         if reported:
             one["reported"] = [claim._asdict() for claim in published.claims(board)]
         listed.append(one)
-    return {"schema_version": SCHEMA_VERSION, "rules": list(RULES), "boards": listed}
+    return {"schema_version": SCHEMA_VERSION, "rules": [*RULES, PASSES], "boards": listed}
 
 
 def _section(board: Board, section: Section) -> dict[str, Any]:
@@ -122,7 +122,8 @@ def _training(row: Row) -> dict[str, Any] | None:
         return None
     kept = {"wall_seconds", "gpu", "gpu_count", "peak_memory_bytes", "epochs", "steps"}
     tree = training.model_dump(mode="json", include=kept | {"passes", "data", "selection"})
-    return tree | {"cpu": row.entry.result.environment.cpu}
+    result = row.entry.result
+    return tree | {"cpu": result.environment.cpu, "passes_all_epochs": passes_in_all(result)}
 
 
 def _robustbench(board: Board) -> dict[str, Any]:

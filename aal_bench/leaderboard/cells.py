@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from aal_bench import record
 from aal_bench.leaderboard.board import Board, Section
 from aal_bench.leaderboard.paired import RULE
 from aal_bench.leaderboard.standings import Row, Standing
@@ -15,16 +16,26 @@ NONE = "-"
 RULES = (
     "Ranked by AutoAttack accuracy, or by the lower verified external value of an entry that has"
     " one: the mean over all seeds.",
+    "A row with an external value is the AND of everything that was tried on it; a neighbour that"
+    " nobody tried has AutoAttack alone: compare their levels too.",
+    "Seeds of one configuration have equal method, network, configuration, title and authors;"
+    " anything else is a row of its own.",
     RULE,
     "A seed collapsed when its clean accuracy is at most twice chance, or its score below half of"
     " its best sibling's; it counts like any other. An unreliable entry is ranked and marked.",
 )
 """How the boards rank, one sentence a line."""
+PASSES = (
+    "Passes: forward + backward through the network, per training image and epoch; “all epochs” is"
+    " their sum times the epochs. They do not depend on the machine. Seconds do, and on what else"
+    " ran there."
+)
+"""What the columns of cost count."""
 
 
-def percent(share: float | None) -> str:
-    """A share in [0, 1] as a percentage with two decimals."""
-    return NONE if share is None else f"{100 * share:.2f}"
+def percent(share: float | None, none: str = NONE) -> str:
+    """A share in [0, 1] as a percentage with two decimals; `none` where there is no share."""
+    return none if share is None else record.percent(share)
 
 
 def spread(shares: Sequence[float]) -> str:
@@ -57,10 +68,9 @@ def external(standing: Standing) -> str:
     return each if len(values) == 1 else f"{each}; ranked by {percent(standing.mean)}"
 
 
-def interval(row: Row) -> str:
-    """The 95 % interval of the row's score, in percent."""
-    low, high = row.measure.ci95
-    return f"[{percent(low)}, {percent(high)}]"
+def interval(bounds: Sequence[float]) -> str:
+    """Two shares as an interval in percent: ``[17.98, 26.50]``."""
+    return f"[{percent(bounds[0])}, {percent(bounds[1])}]"
 
 
 def seeds(standing: Standing) -> str:
@@ -99,6 +109,21 @@ def passes(result: Result) -> str:
     """Forward and backward passes of training, per image and epoch."""
     counted = result.training.passes if result.training else None
     return NONE if counted is None else f"{counted.forward:g} + {counted.backward:g}"
+
+
+def passes_in_all(result: Result) -> float | None:
+    """Forward and backward passes per training image over all epochs; None: not counted."""
+    training = result.training
+    if training is None or training.passes is None or training.epochs is None:
+        return None
+    return (training.passes.forward + training.passes.backward) * training.epochs
+
+
+def count(value: float | None, none: str = NONE) -> str:
+    """A count with thousands separated; means with one decimal: ``7,856``, ``848.1``."""
+    if value is None:
+        return none
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def data(result: Result) -> str:

@@ -43,8 +43,12 @@ def text(found: Comparison) -> str:
 
 
 def tree(found: Comparison) -> dict[str, Any]:
-    """As JSON; shares are fractions in [0, 1], `indices` positions in the test split."""
-    robust = found.line("robust")
+    """As JSON; shares are fractions in [0, 1].
+
+    `indices` are positions in the test split, of images on which only one side stands under the
+    verdict that decides (`basis`).
+    """
+    deciding = found.line(found.basis)
     return {
         "a": _side(found.a),
         "b": _side(found.b),
@@ -61,7 +65,7 @@ def tree(found: Comparison) -> dict[str, Any]:
             for line in found.lines
         ],
         "robust_over": found.stages,
-        "indices": {"only_a": robust.only_a, "only_b": robust.only_b},
+        "indices": {"only_a": deciding.only_a, "only_b": deciding.only_b},
         "alpha": ALPHA,
         "basis": found.basis,
         "better": found.winner,
@@ -100,9 +104,12 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def _indices(found: Comparison) -> str:
-    robust = found.line("robust")
-    rows = [f"robust: correct under {', '.join(map(plain, found.stages))}"]
-    for name, indices in (("A", robust.only_a), ("B", robust.only_b)):
+    """The images behind the sentence: those of the verdict that decides."""
+    deciding = found.line(found.basis)
+    rows = [f"robust: correct without attack and under {NAMES[found.basis]}"]
+    if found.basis == "robust":
+        rows[0] += f": {', '.join(map(plain, found.stages))}"
+    for name, indices in (("A", deciding.only_a), ("B", deciding.only_b)):
         listed = ", ".join(map(str, indices[:SHOWN])) or "none"
         more = f", and {len(indices) - SHOWN} more (--json)" if len(indices) > SHOWN else ""
         rows.append(f"only {name} robust: {listed}{more}")

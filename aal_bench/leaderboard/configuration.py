@@ -28,6 +28,7 @@ def findings(record: Result, task: Task) -> list[Finding]:
         model,
         rule(0, "training", _training(record, record.training, task), fine),
         rule(0, "seed", _seed(record, record.training), f"{record.training.seeds}"),
+        rule(0, "siblings", _siblings(record.training), "none stated: boards find them"),
     ]
 
 
@@ -144,3 +145,9 @@ def _seed(record: Result, training: Training) -> Iterator[str]:
             yield f"submission_id ends in another run's hash than {record.run_hash[:8]}"
     if len(set(stated.values())) > 1:
         yield "seeds differ: " + ", ".join(f"{key} {value}" for key, value in stated.items())
+
+
+def _siblings(training: Training) -> Iterator[str]:
+    """Boards group seeds by config_hash; a list in each entry would be stale with the next."""
+    if training.siblings:
+        yield f"training.siblings is {shown(training.siblings)}, an entry's is empty"

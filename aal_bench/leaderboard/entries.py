@@ -25,6 +25,8 @@ BOARD_FILES = ("board.json", "BOARD.md", "README.md")
 """What lies beside the tasks' folders and is no entry."""
 RUN_RECORD = "result.json"
 """The record of a run that is no entry yet."""
+RUN_STATE = "run.json"
+"""What a run's folder is told by."""
 ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+\-\[\]]{0,119}", re.ASCII)
 """Names of entries: they become file names and addresses."""
 
@@ -79,6 +81,8 @@ def root_of(where: Path) -> Path:
         here = here.parent
     if here.name in NORMS:
         return here.parent.parent
+    if _holds_boards(here):
+        return here
     return here.parent if any((here / norm).is_dir() for norm in NORMS) else here
 
 
@@ -102,21 +106,38 @@ def find(where: Path) -> list[Path]:
         raise UserError(f"{shorten(str(where))}: {error.strerror}") from None
     if not there:
         raise UserError(f"{where}: no such file or folder")
-    if not where.is_dir():
-        return [] if is_reported(where) else [where]
-    if (where / "run.json").is_file() and where.name not in NORMS:
-        return [where / RUN_RECORD]
     if is_reported(where):
         return []
+    if not where.is_dir():
+        return [where]
+    if is_run_folder(where):
+        return [where / RUN_RECORD]
     top = root_of(where) == absolute(where)
     found = [path for path in where.rglob("*.json") if _is_entry(path.relative_to(where), top)]
     return sorted(found)
 
 
-def is_reported(where: Path) -> bool:
-    """Whether this is the folder of published numbers, or a file in it."""
+def is_run_folder(where: Path) -> bool:
+    """Whether a folder is a run's: it has a ``run.json``, and nothing below it is a board.
+
+    A ``run.json`` among boards is no reason to look at nothing else.
+    """
     here = absolute(where)
-    return REPORTED in (here.name, here.parent.name)
+    if here.name in NORMS or not (here / RUN_STATE).is_file():
+        return False
+    return not any(path.is_dir() for norm in NORMS for path in here.rglob(norm))
+
+
+def is_reported(where: Path) -> bool:
+    """Whether this is the folder of published numbers beside the boards, or a file in it."""
+    here = absolute(where)
+    folder = here if here.name == REPORTED else here.parent
+    return folder.name == REPORTED and _holds_boards(folder.parent) and not _holds_boards(folder)
+
+
+def _holds_boards(folder: Path) -> bool:
+    """Whether ``<task>/<norm>/`` lies directly below."""
+    return any(path.is_dir() for norm in NORMS for path in folder.glob(f"*/{norm}"))
 
 
 def read(path: Path) -> Entry:

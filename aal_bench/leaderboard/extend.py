@@ -63,10 +63,10 @@ class Verified(NamedTuple):
     """Who verified, to which level, and what is to be remembered of it."""
 
     by: str
-    level: int
-    """1..4."""
+    level: int | None
+    """1..4, the level that is reached; None: none is, and only what happened is recorded."""
     seed: int | None = None
-    """Of the re-attack."""
+    """Of the re-attack that reached it."""
     report_sha256: str | None = None
     """Of the findings as canonical JSON."""
     note: str = ""
@@ -221,6 +221,8 @@ def _level(result: Result, verified: Verified) -> int:
     A challenge lifts only what was attacked again before: nobody climbs by challenging his own.
     """
     held = result.verification.level
+    if verified.level is None:
+        return held
     climbs = verified.level < CHALLENGED or held >= CHALLENGED - 1
     return max(held, verified.level) if climbs and not capped(result) else held
 

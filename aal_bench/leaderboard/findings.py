@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 LEVELS = {
     0: "well-formed",
-    1: "recomputed from its evidence",
-    2: "replayed on its checkpoint",
+    1: "recomputed",
+    2: "replayed",
     3: "attacked again",
     4: "challenged",
 }
+"""Level -> its name; what each proves and leaves open: `site.levels`."""
 
 
 class Finding(NamedTuple):

@@ -13,11 +13,11 @@ from aal_bench.leaderboard.standings import Row, Standing
 
 HEAD = (
     *("", "method", "network", "clean, %", "AutoAttack, %", "external, %", "95 % interval"),
-    *("seeds", "level", "flags", "training", "passes", "data"),
+    *("seeds", "level", "flags", "training", "passes", "passes, all epochs", "data"),
 )
 LEGEND = (
     "Several seeds: mean ± sample standard deviation [each seed]. Level: the seeds' lowest level of"
-    " verification. Training: mean time. Passes: forward + backward, per image and epoch."
+    " verification. Training: mean time."
 )
 
 
@@ -30,12 +30,12 @@ def markdown(boards: Sequence[Board], robustbench: bool = False, reported: bool 
         reported: with the papers' claims for the task.
     """
     parts = ["# Leaderboards"]
-    parts += ["\n".join(f"- {line}" for line in (*cells.RULES, LEGEND))]
+    parts += ["\n".join(f"- {line}" for line in (*cells.RULES, LEGEND, cells.PASSES))]
     if not boards:
         parts.append("No entries yet.")
     for board in boards:
         parts.append(f"## {escape(cells.heading(board))}")
-        parts += [_section(board, section) for section in board.sections]
+        parts += [_section(board, section) for section in board.sections] or ["No entries yet."]
         if robustbench:
             parts.append(_robustbench(board))
         if reported:
@@ -68,12 +68,13 @@ def _standing(board: Board, standing: Standing) -> tuple[str, ...]:
         _each([cells.clean(row) for row in rows]),
         _each([cells.autoattack(row) for row in rows]),
         escape(cells.external(standing)),
-        cells.interval(rows[0]) if len(rows) == 1 else NONE,
+        cells.interval(rows[0].measure.ci95) if len(rows) == 1 else NONE,
         cells.seeds(standing),
         f"{standing.level}",
         escape(cells.flags(rows)),
         escape(cells.seconds(rows)),
         cells.passes(first),
+        cells.count(cells.passes_in_all(first)),
         escape(cells.data(first)),
     )
 

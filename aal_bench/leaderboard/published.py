@@ -84,5 +84,5 @@ def _questions(board: Board) -> list[Task]:
         board.task_file.model_copy(
             update={"threat": Threat.model_validate({"norm": board.norm, "eps": eps})}
         )
-        for eps in dict.fromkeys(section.eps for section in board.sections)
+        for eps in dict.fromkeys([section.eps for section in board.sections] or [board.eps])
     ]

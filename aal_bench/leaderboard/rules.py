@@ -35,16 +35,21 @@ def rule(level: int, name: str, faults: Iterable[str], fine: str) -> Finding:
     return Finding(level, name, not found, text or printable(fine))
 
 
-def printable(text: str) -> str:
-    """`text` on one line, without what could steer a terminal."""
+def printable(text: str, width: int = WIDTH) -> str:
+    """`text` on one line of at most `width` characters, without what could steer a terminal."""
     return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shorten(text, WIDTH)
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shorten(text, width)
     )
 
 
-def shown(value: object) -> str:
-    """A value as a finding quotes it: at most 40 characters."""
-    return shorten(repr(value), 40)
+def shown(value: object, width: int = 40) -> str:
+    """A value as a finding quotes it: at most `width` characters."""
+    return shorten(repr(value), width)
+
+
+def placed(place: object) -> str:
+    """A path below the boards' root as a finding names it: whole, if somebody named it soundly."""
+    return shown(str(place), 100)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from aal_bench.errors import UserError
+from aal_bench.evidence import Evidence
+from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.paired import Bools, beats, images, ranked_stages, same_images, stands
-from aal_bench.record import Result, whole_autoattack
+from aal_bench.record import Result, percent, whole_autoattack
+from aal_bench.registry import AUTOATTACK
 from aal_bench.schema import Measure
+
+ROUNDING = 1e-9
+"""Two shares of the same images are equal when they differ by less."""
 
 
 class Row(NamedTuple):
@@ -20,7 +25,7 @@ class Row(NamedTuple):
 
     entry: Entry
     score: float
-    """``external`` where there is one, else AutoAttack accuracy; a fraction in [0, 1]."""
+    """AutoAttack accuracy, or the lower accuracy behind ``external``: k / n, in [0, 1]."""
     collapsed: bool
     """See `is_collapsed`."""
 
@@ -38,14 +43,11 @@ class Row(NamedTuple):
     @property
     def measure(self) -> Measure:
         """The measured share behind the score, with its count and interval."""
-        metrics = self.entry.result.metrics
-        assert metrics is not None  # `_score` refused the entry otherwise
-        assert metrics.autoattack is not None
-        return metrics.autoattack if self.entry.result.external is None else metrics.robust
+        return _measure(self.entry)
 
 
 class Standing(NamedTuple):
-    """One configuration with all of its seeds."""
+    """One configuration with all of its seeds: see `_configuration` for what they share."""
 
     rank: int
     """From 1; a tied group shares the rank of its first."""
@@ -132,9 +134,9 @@ def rows(group: Sequence[Entry]) -> list[Row]:
     """Score the entries of one section and find the seeds that collapsed.
 
     Raises:
-        UserError: an entry has no AutoAttack accuracy, or no number as ``external``.
+        UserError: an entry has no AutoAttack accuracy, or an ``external`` that is not its own.
     """
-    scores = {entry.path: _score(entry) for entry in group}
+    scores = {entry.path: _measure(entry).value for entry in group}
     siblings: dict[Any, list[float]] = {}
     for entry in group:
         siblings.setdefault(_configuration(entry), []).append(scores[entry.path])
@@ -154,7 +156,8 @@ def verdicts(group: Sequence[Entry]) -> dict[Path, Bools]:
         Path -> (n,) in ascending order of image, under the stages behind the entry's score.
 
     Raises:
-        UserError: evidence is missing, unreadable, incomplete or about other images.
+        UserError: evidence is missing, unreadable, incomplete or about other images, is not the
+            table that the record names, or says other numbers than those that the board prints.
     """
     found: dict[Path, Bools] = {}
     first = None
@@ -170,10 +173,37 @@ def verdicts(group: Sequence[Entry]) -> dict[Path, Bools]:
             found[entry.path] = stands(evidence, stages)
         except UserError as error:
             raise UserError(f"{entry.evidence_path}: {error}") from None
+        _follows(entry, evidence, float(found[entry.path].mean()))
     return found
 
 
-def _score(entry: Entry) -> float:
+def _follows(entry: Entry, evidence: Evidence, score: float) -> None:
+    """Refuse a board that would print numbers which the evidence beside them does not say."""
+    metrics, file = entry.result.metrics, entry.result.evidence
+    assert metrics is not None  # `_measure` refused the entry otherwise
+    assert metrics.autoattack is not None
+    wrong = []
+    if file is None or sha256_file(entry.evidence_path) != file.sha256:
+        wrong.append(f"{entry.evidence_path.name} is not the table that it was made of (sha256)")
+    told = {
+        "clean": (metrics.clean.value, float(stands(evidence).mean())),
+        "AutoAttack": (metrics.autoattack.value, float(stands(evidence, AUTOATTACK).mean())),
+        "its score": (_measure(entry).value, score),
+    }
+    wrong += [
+        f"{name} is {percent(stated)} %, the evidence says {percent(counted)} %"
+        for name, (stated, counted) in told.items()
+        if abs(stated - counted) > ROUNDING
+    ]
+    if wrong:
+        raise UserError(
+            f"{entry.path}: {'; '.join(wrong)}: no board prints it"
+            f" (aal-bench verify {entry.path} says which rules are broken)"
+        )
+
+
+def _measure(entry: Entry) -> Measure:
+    """What ranks an entry."""
     result = entry.result
     metrics = result.metrics
     if metrics is None or metrics.autoattack is None or not whole_autoattack(result):
@@ -182,22 +212,28 @@ def _score(entry: Entry) -> float:
             " cannot be ranked; the protocols full, standard and again measure it"
         )
     if result.external is None:
-        return metrics.autoattack.value
-    try:
-        share = Decimal(result.external) / 100
-        if 0 <= share <= 1:
-            return float(share)
-    except ArithmeticError:  # no number, or "nan"
-        pass
-    raise UserError(f"{entry.path}: external is {result.external!r}, not a percentage")
+        return metrics.autoattack
+    # The string has two decimals: it is only printed.
+    if result.external != percent(metrics.robust.value):
+        raise UserError(
+            f"{entry.path}: external is {result.external!r}, its attacks leave"
+            f" {percent(metrics.robust.value)} (aal-bench verify {entry.path})"
+        )
+    return metrics.robust
 
 
 def _configuration(entry: Entry) -> tuple[str, ...]:
-    """What the seeds of one configuration share; nobody else's checkpoint shares it."""
+    """What the seeds of one configuration share: method, network, config_hash, title, authors.
+
+    A foreign checkpoint shares it with nobody. Title (``name``) and authors are compared so that
+    somebody else's bad seed of the same recipe is a row of its own, and lowers nobody's mean.
+    """
     result = entry.result
     if result.training is None:
         return (str(entry.path),)
-    return (result.training.method, result.model.name, result.training.config_hash)
+    recipe = (result.training.method, result.model.name, result.training.config_hash)
+    # Who copies title and authors too still joins: that is for the pull request's reviewer to see.
+    return (*recipe, result.name, result.authors)
 
 
 def _standing(seeds: list[Row]) -> Standing:

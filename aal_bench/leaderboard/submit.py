@@ -97,7 +97,7 @@ def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Ent
         verification = _history(path, entry, replace)
         entry = sealed(entry.model_copy(update={"verification": verification}))
         _verified(entry, evidence)
-        _nobody_elses(Entry(path, {}, entry), evidence)
+        _nobody_elses(Entry(path, entry.model_dump(mode="json"), entry), evidence)
         pair.write(path, entry, evidence)
     return entries.read(path)
 
@@ -161,20 +161,27 @@ def _described(result: Result, about: Metadata, name: str) -> Result:
         tree["model"]["license"] = about.license
     if about.checkpoint_url is not None and tree["model"]["checkpoint"] is not None:
         tree["model"]["checkpoint"]["url"] = about.checkpoint_url
-    tree["verification"] = {"level": SELF_CHECKED}
+    tree["verification"] = _submitted(result).model_dump(mode="json")
     if tree["training"] is not None:
         tree["training"]["siblings"] = []
     tree["seal"] = None
     return sealed(parse(Result, tree, "submission"))
 
 
+def _common(level: int = SELF_CHECKED) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"at": now, "by": "submitter", "level": level}
+
+
+def _submitted(entry: Result) -> Verification:
+    event = Event(event="submitted", run_hash=entry.run_hash, **_common())
+    return Verification(level=SELF_CHECKED, history=[event])
+
+
 def _history(path: Path, entry: Result, replace: bool) -> Verification:
     """The entry's history: that of the one it replaces, and this submission."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    common: dict[str, Any] = {"at": now, "by": "submitter", "level": SELF_CHECKED}
     if not path.exists():
-        event = Event(event="submitted", run_hash=entry.run_hash, **common)
-        return Verification(level=SELF_CHECKED, history=[event])
+        return _submitted(entry)
     if not replace:
         raise UserError(
             f"{path}: this entry exists; add --replace (its history is kept) or choose --entry NAME"
@@ -187,6 +194,11 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
             f"{path}: this very checkpoint was brought down to {external} %; a replacement"
             " needs other weights"
         )
+    if old.run_hash == entry.run_hash:  # the same numbers: what was verified stays so
+        level = old.verification.level
+        amended = Event(event="amended", run_hash=old.run_hash, **_common(level))
+        history = [*old.verification.history, amended]
+        return old.verification.model_copy(update={"history": history})
     event = Event(
         event="replaced",
         run_hash=old.run_hash,
@@ -194,7 +206,7 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
         autoattack_acc=old.autoattack_acc,
         external=old.external,
         note=f"was at level {old.verification.level}",
-        **common,
+        **_common(),
     )
     return Verification(level=SELF_CHECKED, history=[*old.verification.history, event])
 
@@ -224,11 +236,12 @@ def _verified(entry: Result, evidence: Path) -> None:
 
 
 def _nobody_elses(entry: Entry, evidence: Path) -> None:
-    """Refuse evidence that another entry of the board holds already."""
-    others = verify.Board().others(entry)
-    found = copies.finding(Evidence.load(evidence), sha256_file(evidence), others)
-    if not found.ok:
-        raise UserError(f"not fit for a board: {found.rule}: {found.text}")
+    """Refuse weights, a run or evidence that another entry of the board holds already."""
+    board = verify.Board()
+    copied = copies.finding(Evidence.load(evidence), sha256_file(evidence), board.others(entry))
+    for found in (copies.once(entry.result, board.records(entry)), copied):
+        if not found.ok:
+            raise UserError(f"not fit for a board: {found.rule}: {found.text}")
 
 
 def remark(entry: Result) -> str:

@@ -53,6 +53,10 @@ def table(board: Board, width: int = WIDE) -> list[RenderableType]:
     Percentages; what was submitted is printed as it is, without the characters that steer a
     terminal. Columns that do not fit into `width` characters are left out, and named.
     """
+    if not board.sections:
+        from rich.text import Text
+
+        return [Text(plain(f"{cells.heading(board)}: no entries yet"), style="bold")]
     return [_section(board, section, width) for section in board.sections]
 
 
@@ -90,7 +94,7 @@ def _lines(standing: Standing) -> Iterator[tuple[str, ...]]:
         cells.spread([cells.clean(row) for row in rows]),
         cells.spread([cells.autoattack(row) for row in rows]),
         cells.external(standing) if single else percent(standing.mean) * _lowered(standing) or NONE,
-        cells.interval(rows[0]) if single else NONE,
+        cells.interval(rows[0].measure.ci95) if single else NONE,
         f"{standing.level}",
         _flags(rows),
         cells.seconds(rows),
@@ -103,7 +107,7 @@ def _lines(standing: Standing) -> Iterator[tuple[str, ...]]:
             percent(cells.clean(row)),
             percent(cells.autoattack(row)),
             row.entry.result.external or NONE,
-            cells.interval(row),
+            cells.interval(row.measure.ci95),
             f"{row.entry.result.verification.level}",
             _flags([row]),
             cells.seconds([row]),

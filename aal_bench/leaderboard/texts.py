@@ -21,6 +21,8 @@ _RFC3339 = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE
 )
 
+_PERCENT = re.compile(r"\d{1,3}(\.\d{1,10})?", re.ASCII)
+
 
 def findings(tree: dict[str, Any], record: Result) -> list[Finding]:
     """The rules about texts, for a record and its JSON as it is written."""
@@ -28,6 +30,7 @@ def findings(tree: dict[str, Any], record: Result) -> list[Finding]:
         rule(0, "characters", _steering(tree), "no control characters in any text"),
         rule(0, "addresses", _addresses(record), "links are empty, or http and https"),
         rule(0, "dates", _dates(record), "dates have a time and a zone"),
+        rule(0, "reported", _reported(record), _claim(record)),
     ]
 
 
@@ -83,3 +86,14 @@ def _dates(record: Result) -> Iterator[str]:
     for name, text in dates.items():
         if text is not None and moment(text) is None:
             yield f"{name} is no date and time with a zone (RFC 3339): {shown(text)}"
+
+
+def _reported(record: Result) -> Iterator[str]:
+    """Boards print it as percent, and RobustBench's tool makes a number of it."""
+    text = record.reported
+    if text and not (_PERCENT.fullmatch(text) and float(text) <= 100):
+        yield f"reported is {shown(text)}, not a percentage: digits, 0 to 100"
+
+
+def _claim(record: Result) -> str:
+    return f"the authors claim {record.reported} %" if record.reported else "no claim"

@@ -18,9 +18,16 @@ from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.findings import LEVELS, Finding, broken
 from aal_bench.leaderboard.rules import printable, rule
 from aal_bench.leaderboard.untrusted import read_evidence, read_json
+from aal_bench.record import Result
 
 HIGHEST = 1
 """The highest level that needs no model."""
+DECISIVE: dict[int, set[str]] = {2: {"adversarials"}, 3: {"survivors"}}
+"""Level -> rules without which it was not examined: a challenge replays the clean images only."""
+CHALLENGE = "challenge"
+"""The rule that a challenge which finds nothing breaks: it is no fault of the entry's."""
+WIDTH = 2000
+"""Characters of a printed path or finding."""
 
 
 class Verdict(NamedTuple):
@@ -31,11 +38,18 @@ class Verdict(NamedTuple):
 
     @property
     def level_held(self) -> int | None:
-        """The highest level that was examined and holds; None: not even level 0 does."""
-        lowest = broken(self.findings)
-        if lowest is not None:
-            return lowest - 1 if lowest else None
-        return max((finding.level for finding in self.findings), default=None)
+        """The highest level such that it and all below were examined and hold; None: not even 0.
+
+        A challenge that nothing fell to leaves the entry as it was.
+        """
+        entry = [finding for finding in self.findings if not _in_vain(finding)]
+        lowest, held = broken(entry), None
+        for level in LEVELS:
+            rules = {finding.rule for finding in entry if finding.level == level}
+            if level == lowest or not rules or not rules >= DECISIVE.get(level, set()):
+                break
+            held = level
+        return held
 
     @property
     def ok(self) -> bool:
@@ -44,33 +58,51 @@ class Verdict(NamedTuple):
 
 
 class Board:
-    """The tables of a board's other entries, each read once."""
+    """A board's other entries, each file read once."""
 
     def __init__(self) -> None:
-        self._held: dict[Path, tuple[str, Evidence] | None] = {}
+        self._tables: dict[Path, tuple[str, Evidence] | None] = {}
+        self._records: dict[Path, Result | None] = {}
+
+    def records(self, entry: Entry) -> dict[str, Result]:
+        """Name -> record of the readable entries beside this one."""
+        found = {path.stem: self._record(path) for path in _beside(entry, ".json")}
+        return {name: record for name, record in found.items() if record is not None}
 
     def others(self, entry: Entry) -> dict[str, tuple[str, Evidence]]:
         """Name -> (sha256 of the file, table) of the readable tables beside the entry's own."""
-        if not entries.on_board(entry.path):
-            return {}
-        found = {}
-        for path in sorted(entry.evidence_path.parent.glob("*.npz")):
-            if path.name != entry.evidence_path.name and not path.name.startswith("."):
-                held = self._read(path, entry)
-                if held is not None:
-                    found[path.stem] = held
-        return found
+        found = {path.stem: self._table(path, entry) for path in _beside(entry, ".npz")}
+        return {name: held for name, held in found.items() if held is not None}
 
-    def _read(self, path: Path, entry: Entry) -> tuple[str, Evidence] | None:
-        if path not in self._held:
+    def _record(self, path: Path) -> Result | None:
+        if path not in self._records:
+            try:
+                self._records[path] = entries.read(path).result
+            except UserError:
+                self._records[path] = None  # its own rules say what is wrong with it
+        return self._records[path]
+
+    def _table(self, path: Path, entry: Entry) -> tuple[str, Evidence] | None:
+        if path not in self._tables:
             try:
                 # Its own rules say what is wrong with it; it may have stages that this one lacks.
                 rows, stages = entry.result.task.examples, 2 * len(entry.result.evaluation) + 8
                 table = read_evidence(path, rows, stages)
-                self._held[path] = (sha256_file(path), table)
+                self._tables[path] = (sha256_file(path), table)
             except (UserError, OSError):
-                self._held[path] = None
-        return self._held[path]
+                self._tables[path] = None
+        return self._tables[path]
+
+
+def _beside(entry: Entry, suffix: str) -> list[Path]:
+    """The files of other entries on the same board."""
+    if not entries.on_board(entry.path):
+        return []
+    return [
+        path
+        for path in sorted(entry.path.parent.glob(f"*{suffix}"))
+        if path.stem != entry.path.stem and not path.name.startswith(".")
+    ]
 
 
 def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[Verdict]:
@@ -85,7 +117,7 @@ def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[
         One verdict for each entry; for a folder, first one about the folder itself.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or a folder holds no entries and nothing that is wrong.
     """
     files = entries.find(where)
     if entries.is_reported(where):
@@ -97,6 +129,8 @@ def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[
         alone = top if entries.on_board(files[0]) or root is not None else files[0]
         return [Verdict(files[0], examine(files[0], level, alone, board))]
     about = Verdict(where, layout.findings(where, top, files))
+    if not files and about.ok:
+        raise UserError(f"{where}: no entries here (<task>/<{' or '.join(entries.NORMS)}>/*.json)")
     return [about, *(Verdict(path, examine(path, level, top, board)) for path in files)]
 
 
@@ -112,6 +146,7 @@ def examine(path: Path, level: int, root: Path, board: Board) -> list[Finding]:
     except UserError as error:
         return [readable, *wellformed.schema(tree, error)]
     found = [readable, *wellformed.sound(entry), *wellformed.findings(entry, root)]
+    found.append(copies.once(entry.result, board.records(entry)))
     if level < 1 or broken(found) is not None:
         return found
     deeper, table = recomputed.findings(entry)
@@ -130,11 +165,11 @@ def lines(verdicts: Sequence[Verdict], verbose: bool = False) -> Iterator[str]:
     """
     spelt = verbose or len(verdicts) == 1
     for verdict in verdicts:
-        summary = _summary(verdict)
-        yield f"{_mark(verdict.ok)}  {summary:13}  {printable(str(verdict.path))}"
+        yield f"{_mark(verdict.ok)}  {_summary(verdict):13}  {_told(str(verdict.path))}"
         for finding in verdict.findings:
             if spelt or not finding.ok:
-                yield f"{_mark(finding.ok)}  {finding.level} {finding.rule:13} {finding.text}"
+                told = f"{finding.level} {_told(finding.rule):13} {_told(finding.text)}"
+                yield f"{_mark(finding.ok)}  {told}"
     wrong = sum(not verdict.ok for verdict in verdicts)
     if len(verdicts) > 1:
         yield f"{len(verdicts) - wrong} of {len(verdicts)} hold"
@@ -144,21 +179,35 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """The same for a machine: one object for each verdict, with every finding."""
     return [
         {
-            "path": str(verdict.path),
+            "path": _told(str(verdict.path)),
             "ok": verdict.ok,
             "level_held": verdict.level_held,
-            "findings": [finding._asdict() for finding in verdict.findings],
+            "findings": [
+                finding._replace(rule=_told(finding.rule), text=_told(finding.text))._asdict()
+                for finding in verdict.findings
+            ],
         }
         for verdict in verdicts
     ]
+
+
+def _told(text: str) -> str:
+    """Findings of levels 2 to 4 quote files that anybody may have sent."""
+    return printable(text, WIDTH)
 
 
 def _mark(ok: bool) -> str:
     return "ok" if ok else "NO"
 
 
+def _in_vain(finding: Finding) -> bool:
+    return finding.rule == CHALLENGE and not finding.ok
+
+
 def _summary(verdict: Verdict) -> str:
-    lowest = broken(verdict.findings)
+    lowest = broken(finding for finding in verdict.findings if not _in_vain(finding))
     if lowest is not None:
         return f"level {lowest} broken"
+    if not verdict.ok:
+        return "challenge: none of the images newly falls"
     return f"level {verdict.level_held} {LEVELS[verdict.level_held or 0]}"

@@ -51,7 +51,7 @@ def findings(entry: Entry, root: Path) -> list[Finding]:
         question.hashes(record, task),
         *stated.findings(record, task),
         *configuration.findings(record, task),
-        *history.findings(record),
+        *history.findings(record, entry.is_run),
         question.flags(record, task),
     ]
 

@@ -20,7 +20,7 @@ from aal_bench.schema import MaxViolation
 from aal_bench.threat import format_fraction
 from aal_bench.verification.rebuild import Rebuilt
 from aal_bench.verification.replay import first_violation
-from aal_bench.verification.stored import Stored, read, replay
+from aal_bench.verification.stored import read, replay
 
 LEVEL = 4
 IMPLEMENTATION = {"package": "submitted adversarials"}
@@ -72,7 +72,7 @@ def challenge(entry: Entry, rebuilt: Rebuilt, path: Path, by: str) -> list[Findi
         evidence = current.evidence()
         new = evidence.robust()[stored.rows] & (found.pred != evidence.label[stored.rows])
         if not new.any():
-            return [_nothing_new(stored, evidence.robust()[stored.rows])]
+            return [_nothing_new(evidence.robust()[stored.rows])]
         return [_lower(current, attacked, by, path)]
 
 
@@ -95,9 +95,10 @@ def _lowered(entry: Entry, extended: Extended, path: Path) -> Finding:
     )
 
 
-def _nothing_new(stored: Stored, stood: np.ndarray) -> Finding:
+def _nothing_new(stood: np.ndarray) -> Finding:
+    """Not ok, for the challenge failed; of the entry it says nothing bad."""
     text = (
-        f"no image newly falls: of {len(stored):,}, {(~stood).sum():,} had fallen already and"
-        f" {stood.sum():,} are still classified correctly"
+        f"none of the {len(stood):,} images newly falls: the entry holds against them"
+        f" ({(~stood).sum():,} had fallen already, {stood.sum():,} stand)"
     )
     return Finding(LEVEL, "challenge", False, text)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aal_bench.errors import UserError
-from aal_bench.hashing import sha256_json
-from aal_bench.leaderboard import entries, pair
+from aal_bench.leaderboard import entries
 from aal_bench.leaderboard import verify as torch_free
 from aal_bench.leaderboard.entries import Entry
-from aal_bench.leaderboard.extend import Verified, capped, confirm, extend
+from aal_bench.leaderboard.extend import capped
 from aal_bench.leaderboard.findings import Finding, broken
 from aal_bench.record import Result
+from aal_bench.verification import recording
 
 if TYPE_CHECKING:
     from aal_bench.verification.reattack import Reattack
@@ -39,7 +39,8 @@ class Options(NamedTuple):
     challenge: Path | None = None
     """Anybody's adversarials."""
     save: Path | None = None
-    """Where level 3 writes the images that felled survivors; None: nowhere."""
+    """Where level 3 writes the images that felled survivors, a proof for a challenge; no file may
+    be there. None: nowhere."""
     by: str | None = None
     """Who verifies: records the outcome in the entry. None: nothing is written, except by a
     challenge."""
@@ -48,9 +49,9 @@ class Options(NamedTuple):
 def verify_entry(path: Path, level: int, options: Options) -> torch_free.Verdict:
     """Examine one entry up to `level`; each level only where those below it hold.
 
-    With ``options.by``, success at level 2 or 3 is recorded in the entry; images that fell at
-    level 3 are recorded too. With ``options.challenge``, the challenge comes last, and lowers the
-    entry where it succeeds.
+    With ``options.by``, success at level 2 or 3 is recorded in the entry, and images that fell at
+    level 3 are recorded too, even where its rule breaks. With ``options.challenge``, the challenge
+    comes last, and lowers the entry where it succeeds.
 
     Args:
         path: of the entry's ``.json``.
@@ -93,18 +94,30 @@ def _with_torch(
         findings += replay.replayed(entry, rebuilt, options.adversarials)
     attacked = None
     if level > 2 and broken(findings) is None:
-        from aal_bench.verification import reattack
-
-        assert options.public_string is not None
-        attacked = reattack.reattack(entry, rebuilt, before, options.public_string, options.audit)
-        findings += reattack.findings(attacked, options.public_string)
-    if broken(findings) is not None:
-        return findings
-    if level > 1 and options.by is not None:
-        _sign(entry, before, level, options.by, findings, attacked)
-    if options.challenge is not None:
+        found, attacked = _attacked_again(entry, rebuilt, options)
+        findings += found
+    holds = broken(findings) is None
+    if level > 1 and options.by is not None and (holds or attacked is not None):
+        recording.sign(entry, before, options.by, findings, attacked)
+    if holds and options.challenge is not None:
         findings += _challenge(entry, rebuilt, options.challenge, options.by)
     return findings
+
+
+def _attacked_again(
+    entry: Entry, rebuilt: Rebuilt, options: Options
+) -> tuple[list[Finding], Reattack]:
+    """Level 3's findings; what fell is saved before anything else can go wrong."""
+    from aal_bench.verification import reattack
+
+    assert options.public_string is not None
+    attacked = reattack.reattack(entry, rebuilt, options.public_string, options.audit)
+    findings = reattack.findings(attacked, options.public_string)
+    if options.save is not None:
+        findings.append(reattack.keep(attacked, rebuilt, options.save))
+    if options.by is None and len(attacked.fallen):
+        findings.append(recording.unrecorded(options.save))
+    return findings, attacked
 
 
 def _challenge(entry: Entry, rebuilt: Rebuilt, path: Path, by: str | None) -> list[Finding]:
@@ -113,45 +126,26 @@ def _challenge(entry: Entry, rebuilt: Rebuilt, path: Path, by: str | None) -> li
     return challenge(entry, rebuilt, path, by or ANONYMOUS)
 
 
-def _sign(
-    entry: Entry,
-    before: bytes,
-    level: int,
-    by: str,
-    findings: Sequence[Finding],
-    found: Reattack | None,
-) -> None:
-    """Write the outcome into the entry, if it still is the one that was verified."""
-    report = sha256_json([finding._asdict() for finding in findings])
-    seed = None if found is None else found.seed
-    verified = Verified(by, level, seed, report, _note(level, found))
-    with pair.locked(entry.path.parent):
-        if entry.path.read_bytes() != before:
-            raise UserError(f"{entry.path}: was changed while it was verified; verify it again")
-        if found is None or not len(found.fallen):
-            pair.write(entry.path, confirm(entry, verified), entry.evidence_path)
-        else:
-            extended = extend(entry, found.attacked, verified)
-            pair.write(entry.path, extended.result, extended.evidence)
-
-
-def _note(level: int, found: Reattack | None) -> str:
-    if found is None:
-        return f"level {level}: stored adversarials replayed"
-    params = found.attacked.params
-    return (
-        f"level {level}: {params['sampled']} of {params['of']} survivors attacked under seed"
-        f" {found.seed} of public string '{params['public_string']}', {len(found.fallen)} fell"
-    )
-
-
 def _sensible(level: int, options: Options) -> None:
+    if options.save is not None:
+        _free(options.save, level)
     if options.by is None:
         return
     if not options.by.strip() or not options.by.isprintable():
         raise UserError("--by: name who verifies, on one line")
     if level < 2 and options.challenge is None:
         raise UserError("--by records a verification of level 2 or 3: add --level 2")
+
+
+def _free(path: Path, level: int) -> None:
+    """Refuse, before hours of attacks, a name under which nothing can be saved."""
+    if level < recording.ATTACKED:
+        raise UserError("--save keeps what falls at level 3: add --level 3")
+    if path.exists() or path.is_symlink():
+        raise UserError(f"--save {path}: is there already; name a new file")
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"--save {path}: {folder} is no folder that can be written")
 
 
 def _complete(entry: Entry, level: int, options: Options) -> None:

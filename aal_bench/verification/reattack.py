@@ -24,6 +24,7 @@ from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.extend import Attacked, protocol_stages
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.registry import AUTOATTACK
+from aal_bench.results import seal
 from aal_bench.schema import MaxViolation
 from aal_bench.threat import format_fraction
 from aal_bench.verification.rebuild import Rebuilt
@@ -47,10 +48,13 @@ class Reattack(NamedTuple):
     x: NDArray[np.float32]
     """(f, 3, H, W), the images that felled them."""
 
+    @property
+    def enough(self) -> bool:
+        """Whether level 3 may be recorded of so many."""
+        return audit_sample.enough(len(self.attacked.rows), self.standing)
 
-def reattack(
-    entry: Entry, rebuilt: Rebuilt, record: bytes, public: str, size: int | None
-) -> Reattack:
+
+def reattack(entry: Entry, rebuilt: Rebuilt, public: str, size: int | None) -> Reattack:
     """Attack a sample of the survivors with AutoAttack's stages of the entry's protocol.
 
     They are fed in index order, in the task's batches; each stage sees what those before it left.
@@ -58,7 +62,6 @@ def reattack(
     Args:
         entry: levels 0 to 2 hold.
         rebuilt: its model.
-        record: the bytes of its ``.json``.
         public: a string that was not known when the entry was made.
         size: how many survivors; None: all of them.
 
@@ -66,7 +69,8 @@ def reattack(
         UserError: the string is empty, or the protocol has none of AutoAttack's stages.
         RunFailed: an attack raised or left its bounds.
     """
-    seed = audit_sample.seed_of(record, public)
+    # A run's record, before it is submitted, has no seal yet: made here, both have one.
+    seed = audit_sample.seed_of(seal(entry.tree), public)
     ran = {stage.attack for stage in protocol_stages(entry.result.evaluation)}
     stages = [stage for stage in AUTOATTACK if stage in ran]
     if not stages:
@@ -110,18 +114,24 @@ def findings(found: Reattack, public: str) -> list[Finding]:
         f"{fell} of {m:,} fell (of {standing:,} survivors), p = {p:.2g}; broken below"
         f" {audit_sample.SIGNIFICANCE:g} against a tolerated {audit_sample.TOLERATED:.1%}"
     )
+    needed = min(audit_sample.SIZE, standing)
+    few = f"{m:,} attacked; a record of level 3 needs {needed:,}: of this one, at most level 2"
     return [
         Finding(LEVEL, "seed", True, told),
         Finding(LEVEL, "survivors", audit_sample.explained(fell, m), rule),
         Finding(LEVEL, "power", True, audit_sample.misses(standing, m)),
+        *([] if found.enough else [Finding(LEVEL, "sample", True, few)]),
     ]
 
 
 def keep(found: Reattack, rebuilt: Rebuilt, path: Path) -> Finding:
-    """Write the images that felled survivors as a file that a challenge takes."""
+    """Write the images that felled survivors as a file that a challenge takes; none, no file."""
+    if not len(found.fallen):
+        return Finding(LEVEL, "saved", True, f"no image fell: {path} is not written")
     with replacing(path) as handle:
         np.savez(handle, index=rebuilt.evidence.index[found.fallen], x=found.x)
-    return Finding(LEVEL, "saved", True, f"{len(found.fallen)} images  ->  {path}")
+    count = len(found.fallen)
+    return Finding(LEVEL, "saved", True, f"{count:,} image{'s' * (count > 1)} -> {path}")
 
 
 class Audit:

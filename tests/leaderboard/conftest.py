@@ -31,7 +31,6 @@ class Copied:
         self.board = self.root / "digits" / "Linf"
         self.board.mkdir(parents=True)
         self.path = self.add(source)
-        self.change(_as_submitted)
         self._record = self.path.read_text(encoding="utf-8")
 
     def original(self) -> dict[str, Any]:
@@ -48,10 +47,13 @@ class Copied:
         return self.path.with_suffix(".npz")
 
     def add(self, source: Path) -> Path:
-        """Copy an entry and its evidence onto the board."""
-        for path in (source, source.with_suffix(".npz")):
-            shutil.copy(path, self.board / path.name)
-        return self.board / source.name
+        """Copy an entry and its evidence onto the board, as it was submitted."""
+        path = self.board / source.name
+        shutil.copy(source.with_suffix(".npz"), path.with_suffix(".npz"))
+        tree = json.loads(source.read_text(encoding="utf-8"))
+        _as_submitted(tree)
+        write(path, tree)
+        return path
 
     def tree(self) -> dict[str, Any]:
         """The record's JSON, read anew."""
@@ -59,9 +61,7 @@ class Copied:
 
     def write(self, tree: dict[str, Any], seal: bool = True) -> None:
         """Write the record as aal-bench does; with `seal`, as a forger who renews it."""
-        if seal:
-            tree["seal"] = results.seal(tree)
-        self.path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write(self.path, tree, seal)
 
     def change(self, edit: Callable[[dict[str, Any]], Any], seal: bool = True) -> None:
         """Let `edit` change the record's JSON in place."""
@@ -119,6 +119,18 @@ class Copied:
             tree.pop(key, None)
         tree |= robustbench_view(Record.model_validate(fields))
 
+    def another(self, name: str, checkpoint: str = "1" * 64, seed: int = 7) -> None:
+        """Turn the entry into that of other weights, seed and name, its hashes renewed."""
+
+        def edit(tree: dict[str, Any]) -> None:
+            tree["model"]["checkpoint"]["sha256"] = checkpoint
+            tree["training"]["seeds"] = [seed]
+            tree["command"] = ["aal-bench", "run", "--seed", str(seed)]
+            self.rehash(tree)
+
+        self.rename(name)
+        self.change(edit)
+
     def rehash(self, tree: dict[str, Any]) -> None:
         """And renews the hashes of what he changed."""
         task = read_task(registry.task_file("digits"))
@@ -147,8 +159,17 @@ class Copied:
         return found[-1].text
 
 
+def write(path: Path, tree: dict[str, Any], seal: bool = True) -> None:
+    """Write a record as aal-bench does; with `seal`, as a forger who renews it."""
+    if seal:
+        tree["seal"] = results.seal(tree)
+    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
 def _as_submitted(tree: dict[str, Any]) -> None:
     """Without the verifications that the committed entry may have had since."""
+    if tree["training"] is not None:
+        tree["training"]["siblings"] = []
     block = tree["verification"]
     block |= dict.fromkeys(("by", "date", "seed", "report_sha256"))
     tree["verification"] = block | {"level": 1, "history": block["history"][:1]}

@@ -14,18 +14,18 @@ from aal_bench.leaderboard.audit_sample import critical, missing, p_value, sampl
 # ---- the seed -----------------------------------------------------------------------------------
 
 
-def test_the_seed_is_the_first_eight_bytes_of_the_hash_of_entry_and_string():
-    record = b'{"submission_id": "theirs"}\n'
-    digest = hashlib.sha256(record + "commit é4f".encode()).hexdigest()
-    assert seed_of(record, "commit é4f") == int(digest[:16], 16)
-    assert seed_of(record, "another") != seed_of(record, "commit é4f")
-    assert seed_of(record + b" ", "another") != seed_of(record, "another")
+def test_the_seed_is_the_first_eight_bytes_of_the_hash_of_seal_and_string():
+    seal = "0a" * 32
+    digest = hashlib.sha256(seal.encode("ascii") + "commit é4f".encode()).hexdigest()
+    assert seed_of(seal, "commit é4f") == int(digest[:16], 16)
+    assert seed_of(seal, "another") != seed_of(seal, "commit é4f")
+    assert seed_of("0b" * 32, "another") != seed_of(seal, "another")
 
 
 @pytest.mark.parametrize("public", ["", "  ", "two\nlines", "\x1b[2J", "half \udc80"])
 def test_a_public_string_is_one_line_of_text(public):
     with pytest.raises(UserError, match="--public-string: give one line"):
-        seed_of(b"{}", public)
+        seed_of("0a" * 32, public)
 
 
 # ---- the sample ---------------------------------------------------------------------------------
@@ -56,6 +56,14 @@ def test_every_survivor_is_as_likely_as_any_other():
     """5 of 20, 4,000 times: counts are binomial with mean 1,000 and deviation 27."""
     counts = np.bincount(np.concatenate([sample(20, 5, seed) for seed in range(4000)]))
     assert abs(counts - 1000).max() < 4 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("attacked", "standing", "enough"),
+    [(500, 5400, True), (499, 5400, False), (79, 79, True), (78, 79, False), (0, 0, True)],
+)
+def test_level_three_needs_five_hundred_survivors_or_all(attacked, standing, enough):
+    assert audit_sample.enough(attacked, standing) is enough
 
 
 # ---- the rule -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from aal_bench.errors import UserError
 from aal_bench.leaderboard import paired, standings
 from aal_bench.leaderboard.board import Board, Row, Standing, boards
 from aal_bench.leaderboard.entries import Entry
+from aal_bench.record import Record, robustbench_view
 
 
 def only(root: Path, task: str | None = None) -> Board:
@@ -81,6 +82,14 @@ class TestRanks:
         assert row.score == pytest.approx(18 / 40)
         assert row.measure.value == 18 / 40
 
+    def test_a_lower_value_ranks_by_its_images_and_not_by_its_two_decimals(
+        self, make_entry, boards_root
+    ):
+        make_entry("a", falls(0, 2), n=30, challenged=falls(2, 23))
+        (row,) = only(boards_root).sections[0].standings[0].rows
+        assert row.entry.result.external == "23.33"
+        assert row.score == 7 / 30
+
     def test_an_unreliable_entry_is_ranked_and_marked(self, make_entry, boards_root):
         flag = {"code": "mask-honesty", "severity": "unreliable"}
         make_entry("doubtful", [], method="aal-pgd", flags=[flag])
@@ -115,6 +124,20 @@ class TestSeeds:
         make_entry("b", seed=1, **{"training.config_hash": "f" * 64})
         make_entry("c", seed=2, **{"model.name": "wrn-10-1"})
         assert len(only(boards_root).sections[0].standings) == 3
+
+    @pytest.mark.parametrize("own", [{"authors": "Mallory"}, {"name": "Another title"}])
+    def test_a_strangers_seed_of_the_same_recipe_lowers_nobodys_mean(
+        self, make_entry, boards_root, own
+    ):
+        make_entry("mine-0", falls(0, 4), seed=0)
+        make_entry("mine-1", falls(0, 6), seed=1)
+        path = make_entry("invented", falls(0, 38), seed=7)
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | own), "utf-8")
+        first, last = only(boards_root).sections[0].standings
+        assert [row.id for row in first.rows] == ["mine-0", "mine-1"]
+        assert first.mean == pytest.approx((36 + 34) / 80)
+        assert [row.id for row in last.rows] == ["invented"]
+        assert [row.collapsed for row in last.rows] == [False], "its best sibling is itself"
 
     def test_a_collapsed_seed_counts_in_the_mean(self, make_entry, boards_root):
         make_entry("good", falls(0, 4), seed=0)
@@ -200,6 +223,15 @@ class TestSections:
         ]
         assert [board.norm for board in boards(boards_root, "digits")] == ["L2", "Linf"]
 
+    def test_a_known_task_without_entries_is_an_empty_board(self, make_entry, boards_root):
+        make_entry("a")
+        (board,) = boards(boards_root, "cifar10")
+        assert board[:4] == ("cifar10", board.title, "Linf", "8/255")
+        assert (board.sections, board.task_file is None) == ([], False)
+        assert [one.task for one in boards(boards_root)] == ["digits"], (
+            "without TASK it is left out"
+        )
+
     def test_a_task_without_a_file_is_shown_by_its_name(self, make_entry, boards_root):
         path = make_entry("a")
         tree = json.loads(path.read_text("utf-8")) | {"dataset": "elsewhere"}
@@ -247,11 +279,13 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"a\.json: has no AutoAttack accuracy"):
             boards(boards_root)
 
-    @pytest.mark.parametrize("external", ["n/a", "nan", "101", "-1"])
-    def test_an_external_value_that_is_no_percentage(self, make_entry, boards_root, external):
+    @pytest.mark.parametrize("external", ["n/a", "nan", "101", "-1", "99.00"])
+    def test_an_external_value_that_its_attacks_do_not_leave(
+        self, make_entry, boards_root, external
+    ):
         make_entry("a", external=external)
         with pytest.raises(
-            UserError, match=rf"a\.json: external is '{external}', not a percentage"
+            UserError, match=rf"a\.json: external is '{external}', its attacks leave 100\.00"
         ):
             boards(boards_root)
 
@@ -268,10 +302,38 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"a\.json: "):
             boards(boards_root)
 
-    def test_a_task_without_entries_and_the_nearest_that_has_some(self, make_entry, boards_root):
+    def test_an_unknown_task_and_the_nearest(self, make_entry, boards_root):
         make_entry("a")
-        with pytest.raises(UserError, match=r"no entries for task 'digit'\. Did you mean digits"):
+        with pytest.raises(
+            UserError, match=r"unknown task 'digit'\. Did you mean digits\?"
+        ) as told:
             boards(boards_root, "digit")
+        assert str(told.value).endswith("Boards: digits")
+
+    def test_a_table_that_the_record_was_not_made_of(self, make_entry, boards_root):
+        a, b = make_entry("a", falls(0, 4)), make_entry("b", [39], method="fgsm")
+        b.with_suffix(".npz").replace(a.with_suffix(".npz"))
+        make_entry("b", [39], method="fgsm")
+        with pytest.raises(UserError, match=r"a\.json: a\.npz is not the table .*aal-bench verify"):
+            boards(boards_root)
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [("clean", "clean is 100.00 %"), ("autoattack", "AutoAttack is 100.00 %")],
+    )
+    def test_numbers_that_the_evidence_does_not_say(self, make_entry, boards_root, name, told):
+        """The sha256 is right, the printed share is not: 36 of 40 stand, 39 without attack."""
+        path = make_entry("a", falls(0, 4), unclean=[3])
+        tree = json.loads(path.read_text("utf-8"))
+        tree["metrics"][name] |= {"value": 1.0, "ci95": [0.9, 1.0]}
+        record = {key: value for key, value in tree.items() if key in Record.model_fields}
+        tree |= robustbench_view(Record.model_validate(record))
+        path.write_text(json.dumps(tree), "utf-8")
+        counted = {"clean": "97.50", "autoattack": "90.00"}[name]
+        with pytest.raises(
+            UserError, match=rf"a\.json: {told}, the evidence says {counted} %.*aal-bench verify"
+        ):
+            boards(boards_root)
 
     def test_no_entries_at_all_is_no_mistake(self, boards_root):
         boards_root.mkdir()

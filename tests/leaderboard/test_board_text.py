@@ -79,6 +79,16 @@ class TestMarkdown:
         make_entry("a", **{"training.passes": {"forward": 11.5, "backward": 11}})
         (rows,) = tables(markdown(boards(boards_root)))
         assert rows[0]["passes"] == "11.5 + 11"
+        assert rows[0]["passes, all epochs"] == "675", "22.5 in each of 30 epochs"
+
+    def test_passes_that_were_not_counted_are_no_number(self, make_entry, boards_root):
+        make_entry("a")
+        make_entry("b", method="fgsm", **{"training.passes": {"forward": 2, "backward": 2}})
+        (rows,) = tables(markdown(boards(boards_root)))
+        assert [row["passes, all epochs"] for row in rows] == ["120", "-"]
+        (section,) = tree(boards(boards_root))["boards"][0]["sections"]
+        told = [one["rows"][0]["training"]["passes_all_epochs"] for one in section["standings"]]
+        assert told == [120.0, None]
 
     def test_no_column_for_external_values_where_there_are_none(self, make_entry, boards_root):
         make_entry("a")
@@ -118,6 +128,9 @@ class TestMarkdown:
             "tied unless McNemar's exact two-sided test on the same images gives p < 0.05" in text
         )
         assert "at most twice chance" in text
+        assert "a neighbour that nobody tried has AutoAttack alone: compare their levels" in text
+        assert "equal method, network, configuration, title and authors" in text
+        assert "They do not depend on the machine. Seconds do" in text
 
     def test_no_entries(self):
         assert "No entries yet." in markdown([])
@@ -186,6 +199,20 @@ class TestPublished:
         text = markdown(boards(boards_root), robustbench=True, reported=True)
         assert len(tables(text)) == 1
         assert "none at 4/255" in text
+
+    def test_a_board_without_entries_has_what_was_published(self, boards_root):
+        boards_root.mkdir()
+        empty = boards(boards_root, "cifar10")
+        text = markdown(empty, robustbench=True, reported=True)
+        assert "## cifar10" in text
+        assert "No entries yet." in text
+        published, claimed = tables(text)
+        assert "Rice2020Overfitting" in [row["entry"] for row in published]
+        assert "AAL, Table 2" in [row["where"] for row in claimed]
+        (one,) = tree(empty, robustbench=True, reported=True)["boards"]
+        assert one["sections"] == []
+        assert len(one["robustbench"]["rows"]) == len(published)
+        assert one["robustbench"]["same_images"] is True, "there are no others"
 
     def test_in_json_they_are_beside_the_sections(self, board):
         (one,) = tree(board, robustbench=True, reported=True)["boards"]

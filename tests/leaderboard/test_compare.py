@@ -133,6 +133,15 @@ class TestIndices:
         assert f"only A robust: {shown}, and 5 more (--json)\nonly B robust: none" in text(found)
         assert tree(found)["indices"] == {"only_a": falls(5, 30), "only_b": []}
 
+    def test_they_are_of_the_verdict_that_decides(self, make_entry):
+        """B falls on 0..9 by a challenge, which is none of A's stages."""
+        a, b = make_entry("a", method="fgsm"), make_entry("b", [], challenged=falls(0, 10))
+        found = compare(a, b)
+        assert found.line("robust").only_a == []
+        assert tree(found)["indices"] == {"only_a": falls(0, 10), "only_b": []}
+        shown = ", ".join(map(str, range(10)))
+        assert f"challenges and fresh attacks included\nonly A robust: {shown}\n" in text(found)
+
     def test_they_are_positions_in_the_test_split_not_rows(self, make_entry):
         paths = [make_entry("a", [0]), make_entry("b", [1], method="fgsm")]
         for path in paths:

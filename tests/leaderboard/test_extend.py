@@ -177,6 +177,19 @@ def test_a_lower_level_does_not_take_back_a_higher_one(path):
     assert record.verification.history[-1].by == "a maintainer"
 
 
+def test_what_reaches_no_level_is_recorded_and_signs_none(path):
+    """A re-attack whose rule fired: the fall is history, the level is whoever's it was."""
+    record = confirm(entries.read(path), Verified("a maintainer", 2))
+    pair.write(path, record, path.with_suffix(".npz"))
+    held = record.verification
+    challenge(path, [10, 11], [11], "reattack", by="another", level=None)
+    after = entries.read(path).result
+    assert after.external == "87.50"
+    assert after.verification.model_copy(update={"history": held.history}) == held
+    *_, event = after.verification.history
+    assert (event.event, event.by, event.level, event.fallen) == ("reattacked", "another", 2, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

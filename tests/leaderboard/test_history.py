@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aal_bench.evidence import Evidence
-from aal_bench.leaderboard import entries, pair
+from aal_bench.leaderboard import entries, history, pair
 from aal_bench.leaderboard.extend import Attacked, Verified, confirm, extend
 from aal_bench.record import percent
 
@@ -59,7 +59,8 @@ def test_a_challenge_and_a_reattack_are_counted_each_for_itself(copied, challeng
 
 def test_a_verification_without_a_stage(copied):
     entry = entries.read(copied.path)
-    pair.write(copied.path, confirm(entry, Verified(by="somebody", level=2)), copied.table_path)
+    signed = Verified(by="somebody", level=2, report_sha256="0" * 64)
+    pair.write(copied.path, confirm(entry, signed), copied.table_path)
     assert copied.broken() == set()
 
 
@@ -97,17 +98,90 @@ def test_a_submitter_cannot_keep_the_stage_out_of_the_table(copied, challenge):
     assert {"1 stages", "1 metrics"} <= copied.broken()
 
 
-def test_events_before_a_replacement_are_about_another_run(copied, challenge):
-    challenge(3)
-    old = copied.tree()
+class TestReplacing:
+    """What another entry of the name left in the history is about another run."""
 
+    def replaced(self, copied, challenge, run_hash: str) -> None:
+        """The entry as it was submitted, in place of one of `run_hash` that was challenged."""
+        challenge(3)
+        old = copied.tree()
+        events = [event | {"run_hash": run_hash} for event in old["verification"]["history"]]
+        event = events[0] | {"event": "replaced", "external": old["external"]}
+        events.append(event | {"at": "2099-01-01T00:00:00+00:00"})
+        copied.restore()
+        copied.change(lambda tree: tree["verification"].update(level=1, history=events))
+
+    def test_another_run_brought_down_does_not_touch_this_one(self, copied, challenge):
+        self.replaced(copied, challenge, "0" * 64)
+        assert copied.broken() == set()
+
+    def test_a_run_does_not_replace_itself(self, copied, challenge):
+        self.replaced(copied, challenge, copied.tree()["run_hash"])
+        assert copied.broken() == {"0 history"}
+        assert "names the run that the entry holds" in copied.said("history")
+
+    def test_what_felled_this_run_stays_wherever_it_stands(self, copied, challenge):
+        """The replacement alone names another run: the challenge still is about this one."""
+        own = copied.tree()["run_hash"]
+        self.replaced(copied, challenge, "0" * 64)
+        copied.change(lambda tree: tree["verification"]["history"][1].update(run_hash=own))
+        assert "0 history" in copied.broken()
+        findings = history.findings(entries.read(copied.path).result)
+        assert "is another run's" in findings[1].text
+        assert "stage 'challenge-1', which the entry does not have" in findings[1].text
+
+    def test_a_replacement_names_a_run(self, copied, challenge):
+        self.replaced(copied, challenge, "0" * 64)
+        copied.change(lambda tree: tree["verification"]["history"][2].update(run_hash=None))
+        assert "0 history" in copied.broken()
+
+
+@pytest.mark.parametrize("first", ["replaced", "verified", "none"])
+def test_a_history_begins_with_the_submission(copied, first):
     def edit(tree):
-        """The entry as it was submitted, replacing the challenged one."""
-        replaced = {**old["verification"]["history"][0], "event": "replaced"}
-        replaced |= {"external": old["external"], "at": "2099-01-01T00:00:00+00:00"}
-        history = [*old["verification"]["history"], replaced]
-        tree["verification"] = old["verification"] | {"level": 1, "history": history}
+        events = tree["verification"]["history"]
+        if first == "none":
+            events.clear()
+        else:
+            events[0] |= {"event": first, "run_hash": "0" * 64}
 
-    copied.restore()
     copied.change(edit)
-    assert copied.broken() == set()
+    assert "0 history" in copied.broken()
+    assert "first event is not 'submitted'" in copied.said("history")
+
+
+class TestLevelFour:
+    """Only what was attacked again, and then brought down."""
+
+    def test_a_challenge_after_level_3(self, copied, challenge):
+        entry = entries.read(copied.path)
+        signed = Verified(by="somebody", level=3, seed=5, report_sha256="0" * 64)
+        pair.write(copied.path, confirm(entry, signed), copied.table_path)
+        challenge(2)
+        assert copied.tree()["verification"]["level"] == 4
+        assert copied.broken() == set()
+
+    def test_a_challenge_of_ones_own_entry_at_level_1(self, copied, challenge):
+        challenge(2)
+
+        def edit(tree):
+            block = tree["verification"]
+            block |= {"level": 4, "by": "somebody", "date": block["history"][-1]["at"]}
+            block["history"][-1]["level"] = 4
+
+        copied.change(edit)
+        assert copied.broken() == {"0 level"}
+        assert "event 2, challenged, lifts the entry from 1 to 4" in copied.said("level")
+
+    def test_a_challenge_without_a_stage(self, copied):
+        entry = entries.read(copied.path)
+        signed = Verified(by="somebody", level=3, seed=5, report_sha256="0" * 64)
+        pair.write(copied.path, confirm(entry, signed), copied.table_path)
+
+        def edit(tree):
+            block = tree["verification"]
+            block["level"] = 4
+            block["history"].append(block["history"][-1] | {"event": "challenged", "level": 4})
+
+        copied.change(edit)
+        assert copied.broken() == {"0 history", "0 level"}

@@ -11,6 +11,7 @@ import re
 import zipfile
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aal_bench.errors import UserError
 from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard.recomputed import ATTESTED
-from aal_bench.leaderboard.untrusted import LARGEST
+from aal_bench.leaderboard.untrusted import LARGEST, read_evidence
 
 TRIED: Counter[str] = Counter()
 CAUGHT: Counter[str] = Counter()
@@ -370,21 +372,41 @@ def test_a_large_record_within_the_bounds_is_answered(victim):
     refused(victim, "large record")
 
 
+def bomb(path: Path, rows: int, megabytes: int) -> None:
+    """A table of one array of `rows` int32 whose file is a thousandth of what it unpacks to."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        info = zipfile.ZipInfo("index.npy")
+        info.compress_type = zipfile.ZIP_DEFLATED
+        with archive.open(info, "w") as member:
+            header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
+            np.lib.format.write_array_header_1_0(member, header)
+            for _ in range(megabytes):
+                member.write(bytes(1 << 20))
+    assert os.path.getsize(path) < 1 << 20
+
+
 @pytest.mark.parametrize("rows", [360, 30_000_000])
 def test_a_zip_bomb_is_not_unpacked(victim, rows):
     """A hundred kilobytes that would become a hundred megabytes."""
-    with (
-        zipfile.ZipFile(victim.table_path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("index.npy", "w") as member,
-    ):
-        header = {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
-        np.lib.format.write_array_header_1_0(member, header)
-        for _ in range(100):
-            member.write(bytes(1 << 20))
-    assert os.path.getsize(victim.table_path) < 1 << 20
+    bomb(victim.table_path, rows, 100)
     victim.change(lambda tree: tree["evidence"].update(sha256=sha256_file(victim.table_path)))
     refused(victim, "zip bomb")
     assert "unpacked" in victim.said("evidence") or "bytes" in victim.said("evidence")
+
+
+def test_nor_one_whose_record_claims_the_rows(victim, tmp_path):
+    """75 million rows of a set of which nobody knows the size: as large as the claim, too large."""
+    rows = 75 << 20
+    bomb(tmp_path / "table.npz", rows, 300)
+    with pytest.raises(UserError, match="at most 268,435,456"):
+        read_evidence(tmp_path / "table.npz", rows, 6)
+
+
+def test_an_evidence_file_has_no_more_bytes_than_it_may_unpack_to(tmp_path):
+    with (tmp_path / "table.npz").open("wb") as handle:
+        handle.truncate((1 << 28) + 1)
+    with pytest.raises(UserError, match="at most 268,435,456"):
+        read_evidence(tmp_path / "table.npz", 1 << 40, 6)
 
 
 @pytest.mark.parametrize("name", ["../evil", "..", "a/b", "/etc/passwd", "", ".hidden", "a" * 200])

@@ -190,10 +190,10 @@ def test_labels_are_hashed_as_the_data_is(copied):
     assert tree["evidence"]["dataset_fingerprint"]["labels"] == expected.hexdigest()
 
 
-def test_known_pixels_have_the_labels_that_the_task_file_states():
-    for name in ("digits", "cifar10-1k"):
-        data = read_task(registry.task_file(name)).data
-        assert data.labels.keys() == data.fingerprints.keys()
+@pytest.mark.parametrize("name", sorted(registry.task_files()))
+def test_known_pixels_have_the_labels_that_the_task_file_states(name):
+    data = read_task(registry.task_file(name)).data
+    assert data.labels.keys() == data.fingerprints.keys()
 
 
 def test_what_is_known_of_labels_changes_neither_the_question_nor_the_configuration():

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from aal_bench.errors import UserError
+from aal_bench.leaderboard import cells
 from aal_bench.leaderboard.board import boards
 from aal_bench.leaderboard.site import assets, names, show
 from aal_bench.leaderboard.site.build import MARKER, build
@@ -77,7 +78,9 @@ def entries(make_entry: Callable[..., Path]) -> list[Path]:
         "aal-0", falls=range(14, 30), method="aal-fgsm", link="javascript:alert(1)"
     )
     return [
-        make_entry("pgd-0", falls=range(4), seed=0),
+        make_entry(
+            "pgd-0", range(4), seed=0, **{"training.passes": {"forward": 11, "backward": 11}}
+        ),
         make_entry("pgd-1", falls=range(7), seed=1, challenged=[20, 21]),
         edit(hostile, name=SCRIPT, authors=BREAKOUT, venue=BREAKOUT, footnote=SCRIPT),
         make_entry("fgsm[x]+1", falls=range(9), method="fgsm", link="https://example.org/a?b=1&c"),
@@ -287,6 +290,38 @@ def test_a_link_inside_the_folder_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave the site"):
         build([], tmp_path / "site")
     assert (tmp_path / "elsewhere.html").read_text() == "mine"
+
+
+def test_costs_that_do_not_depend_on_the_machine_are_in_the_table_and_at_the_points(
+    site: Path,
+) -> None:
+    page = Parsed(site / "digits-Linf.html")
+    assert "Passes, all epochs" in page.text
+    assert "660 (11 + 11) × 30" in page.text  # (11 + 11) * 30
+    assert {"data-order": "660.0", "class": "num"} in page.all("td")
+    points = {one["label"]: one for series in page.data[0]["series"] for one in series["points"]}
+    assert points["pgd-0"]["passes"] == "660 per image (11 + 11, every epoch)"
+    assert points["pgd-1"]["passes"] is None
+    assert "Seconds depend on the machine and on what else ran there" in page.text
+    assert "660" in Parsed(site / "digits-Linf/pgd-0.html").text
+
+
+def test_a_known_task_without_entries_has_a_page_with_the_published_rows(
+    boards_root: Path, tmp_path: Path
+) -> None:
+    boards_root.mkdir()
+    build(boards(boards_root, "cifar10"), tmp_path / "site")
+    page = Parsed(tmp_path / "site/cifar10-Linf.html")
+    assert "There are no entries yet" in page.text
+    assert "published there, not verified here" in page.text
+    index = Parsed(tmp_path / "site/index.html")
+    assert "no entries yet" in index.text
+    assert "cifar10-Linf.html" in [address for _, address in index.addresses()]
+
+
+def test_the_rules_are_those_of_the_other_boards(site: Path) -> None:
+    text = Parsed(site / "digits-Linf.html").text
+    assert all(rule in text for rule in cells.RULES)
 
 
 def test_no_entries_is_a_site_too(tmp_path: Path) -> None:

@@ -79,10 +79,12 @@ def site(make_entry: Callable[..., Path], boards_root: Path, built: Path) -> str
     if built.exists():
         return built.as_uri()
     for seed, falls in enumerate((4, 6, 5)):
-        make_entry(f"pgd-{seed}", falls=range(falls), unclean=[39], seed=seed)
+        passes = {"training.passes": {"forward": 11, "backward": 11}}
+        make_entry(f"pgd-{seed}", falls=range(falls), unclean=[39], seed=seed, **passes)
     for seed, falls in enumerate((20, 21)):
-        seconds = {"training.wall_seconds": 3.0 + seed}
-        make_entry(f"fgsm-{seed}", falls=range(falls), method="fgsm", seed=seed, **seconds)
+        cost: dict[str, Any] = {"training.wall_seconds": 3.0 + seed}
+        cost["training.passes"] = {"forward": 2, "backward": 2}
+        make_entry(f"fgsm-{seed}", falls=range(falls), method="fgsm", seed=seed, **cost)
     hostile = make_entry("hostile", falls=range(12), method="aal-pgd", venue="arXiv")
     hostile.write_text(json.dumps(json.loads(hostile.read_text()) | {"name": TITLE}))
     make_entry("Rice2020Overfitting", falls=range(20), task="cifar10", method=None)
@@ -149,6 +151,16 @@ def test_a_click_on_a_heading_sorts(visit: Callable[..., Any]) -> None:
     shows(page, *RANKED)
 
 
+def test_passes_sort_by_their_number_and_the_axis_of_seconds_says_what_they_are_worth(
+    visit: Callable[..., Any],
+) -> None:
+    page = visit("digits-Linf.html")
+    page.get_by_role("button", name="Passes").click()
+    shows_column(page, "Passes, all epochs", "660", "660", "660", "120", "120", "–")
+    title = page.locator(".plot[data-kind=plane] .xtitle")
+    sync_api.expect(title).to_have_text("training time, machine-dependent")
+
+
 def test_enter_on_a_heading_sorts(visit: Callable[..., Any]) -> None:
     page = visit("digits-Linf.html")
     # 40 images, less those that fell, less one that was wrong from the start for `pgd`.
@@ -205,7 +217,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit: Callable[.
             break
         assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") != "none"
     assert {"INPUT", "SELECT", "SPAN", "SUMMARY", "A"} <= {name.split()[-1] for name in reached}
-    assert sum("dt-column-order" in name for name in reached) == 8  # one for every column
+    assert sum("dt-column-order" in name for name in reached) == 9  # one for every column
 
 
 def test_a_hostile_title_is_only_text(visit: Callable[..., Any]) -> None:
@@ -234,7 +246,9 @@ def test_plots_show_one_point_for_each_entry_and_open_it(visit: Callable[..., An
     plot = page.locator(".plot[data-kind=plane]")
     plot.locator("path.point").last.hover(force=True)  # plotly's own layer lies above the points
     plot.locator(".hovertext").wait_for()
-    assert "fgsm-1" in str(plot.locator(".hovertext").text_content())
+    hover = str(plot.locator(".hovertext").text_content())
+    assert "fgsm-1" in hover
+    assert "passes 120 per image (2 + 2, every epoch)" in hover
     page.mouse.down()
     page.mouse.up()
     page.wait_for_url("**/digits-Linf/fgsm-1.html")

@@ -154,7 +154,7 @@ class TestRefused:
 
     def test_the_same_evidence_under_another_name(self, made):
         made.submit()
-        assert "copies" in made.refused(entry="Another2026Name")
+        assert "once" in made.refused(entry="Another2026Name")
 
     def test_evidence_that_is_not_the_runs(self, made):
         table = made.run / "evidence.npz"
@@ -199,13 +199,24 @@ class TestRefused:
 
 
 class TestReplacing:
-    def test_the_history_is_kept(self, made):
+    def test_by_another_run_the_history_keeps_what_it_was(self, made, committed, tmp_path):
+        other = Made(next(path for path in committed if path.name.startswith("fgsm-")), tmp_path)
         first = made.submit(entry="One2026Entry").result
-        second = made.submit(entry="One2026Entry", replace=True).result
+        second = other.submit(entry="One2026Entry", replace=True).result
         events = second.verification.history
         assert [event.event for event in events] == ["submitted", "replaced"]
-        assert events[1].autoattack_acc == first.autoattack_acc
-        assert events[1].run_hash == first.run_hash
+        assert events[1].autoattack_acc == first.autoattack_acc != second.autoattack_acc
+        assert events[1].run_hash == first.run_hash != second.run_hash
+        assert all(verdict.ok for verdict in verify.verify(made.root))
+
+    def test_metadata_of_the_same_run_are_amended(self, made):
+        first = made.submit(entry="One2026Entry", venue="unknown").result
+        second = made.submit(entry="One2026Entry", venue="ICML 2026", replace=True).result
+        assert second.venue == "ICML 2026"
+        assert second.metrics == first.metrics
+        events = second.verification.history
+        assert [event.event for event in events] == ["submitted", "amended"]
+        assert all(verdict.ok for verdict in verify.verify(made.root))
 
     def test_a_checkpoint_that_was_brought_down_cannot_replace_itself(self, made):
         brought_down(made.submit(entry="One2026Entry").path)
@@ -256,5 +267,5 @@ class TestAtOnce:
         assert [line.split()[0] for line in said] == ["written"] * 10
         (path,) = entries.find(made.root)
         history = entries.read(path).result.verification.history
-        assert [event.event for event in history] == ["submitted", *["replaced"] * 10]
+        assert [event.event for event in history] == ["submitted", *["amended"] * 10]
         assert all(verdict.ok for verdict in verify.verify(made.root))

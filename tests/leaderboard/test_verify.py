@@ -10,6 +10,7 @@ import pytest
 
 from aal_bench.errors import UserError
 from aal_bench.leaderboard import verify
+from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.verify import lines
 
 
@@ -63,9 +64,11 @@ def test_nothing_there_is_a_users_mistake(tmp_path):
         verify.verify(tmp_path / "none.json")
 
 
-def test_an_empty_folder_holds(tmp_path):
-    (verdict,) = verify.verify(tmp_path)
-    assert verdict.ok
+@pytest.mark.parametrize("place", [".", "digits", "digits/Linf", "reported"])
+def test_a_folder_without_entries_is_a_users_mistake(tmp_path, place):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError, match="no entries here"):
+        verify.verify(tmp_path / place)
 
 
 def test_published_numbers_are_no_entries(board):
@@ -140,10 +143,12 @@ class TestBesideTheEntries:
         assert broken(verdicts[0]) == ({rule} if rule else set())
         assert any(not verdict.ok for verdict in verdicts)
 
-    def test_what_a_process_is_just_writing_is_none(self, board):
-        (board.board / ".entry.json.new").write_text("{")
-        (board.board / ".entry.npz.abc.tmp").write_text("")
-        assert all(verdict.ok for verdict in verify.verify(board.root))
+    @pytest.mark.parametrize("name", [".x.json.new", ".x.npz.new", ".x.npz.abc.tmp"])
+    def test_what_the_next_writer_would_install(self, board, name):
+        (board.board / name).write_text("{")
+        about = verify.verify(board.root)[0]
+        assert broken(about) == {"pairs"}
+        assert "unfinished writing" in about.findings[1].text
 
     def test_names_that_differ_in_capitals_only(self, board):
         twin = board.path.with_name(board.path.name.upper().replace("JSON", "json"))
@@ -155,6 +160,74 @@ class TestBesideTheEntries:
         verdict = verify.verify(board.root)[2]
         assert verdict.level_held == 0
         assert broken(verdict) == {"evidence"}
+
+
+class TestARunAmongBoards:
+    """A run.json in the boards' folder must not make one run of all of them."""
+
+    @pytest.mark.parametrize("name", ["run.json", "result.json"])
+    @pytest.mark.parametrize("place", [".", "digits", "digits/Linf"])
+    def test_every_entry_is_still_looked_at(self, board, name, place):
+        (board.root / place / name).write_text("{}")
+        board.change(lambda tree: tree.update(venue="elsewhere"), seal=False)
+        for where in (board.root, board.root / place):
+            verdicts = verify.verify(where)
+            assert "seal" in {rule for verdict in verdicts for rule in broken(verdict)}
+        told = {verdict.path.name: broken(verdict) for verdict in verdicts}
+        assert told[name], "it is no entry either"
+
+    def test_and_both_are_strays(self, board):
+        for name in ("run.json", "result.json"):
+            (board.root / name).write_text("{}")
+        about = verify.verify(board.root)[0]
+        assert "'result.json' is no task's folder; 'run.json'" in about.findings[1].text
+
+
+def test_a_folder_called_reported_above_the_boards_hides_nothing(board, tmp_path):
+    for name in ("reported", "reported/reported"):
+        above = tmp_path / name
+        above.mkdir()
+        board.root = board.root.rename(above / "leaderboards")
+        assert len(verify.verify(board.root)) == 3
+        (file,) = verify.verify(next(board.root.rglob("pgd-*.json")))
+        assert file.level_held == 1
+    renamed = board.root.rename(tmp_path / "elsewhere")
+    verdicts = verify.verify(renamed.rename(above / "reported"))
+    assert len(verdicts) == 3, "boards may lie in a folder of any name"
+
+
+class TestUnknown:
+    """From the root down, only what the boards know may lie there."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "notes.txt",
+            ".hidden/entry.json",
+            "digits/notes.md",
+            "digits/.hidden/entry.json",
+            "digits/L1/entry.json",
+            "digits/Linf/.hidden/entry.json",
+            "digits/Linf/more/entry.npz",
+            "Linf/entry.npz",
+            "reported/Linf/entry.json",
+            "reported/run.sh",
+            "BOARD.md/entry.txt",
+        ],
+    )
+    def test_anything_else_is_a_fault(self, board, name):
+        path = board.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        about = verify.verify(board.root)[0]
+        assert broken(about) == {"pairs"}
+
+    def test_what_belongs_there_is_none(self, board):
+        (board.root / "reported").mkdir()
+        (board.root / ".git").mkdir()
+        for name in ("README.md", "BOARD.md", "board.json", "reported/a.json", ".git/config"):
+            (board.root / name).write_text("{}")
+        assert all(verdict.ok for verdict in verify.verify(board.root))
 
 
 class TestLinks:
@@ -198,13 +271,48 @@ class TestLinks:
         assert copied.broken() == {"1 evidence"}
 
 
+class TestTwice:
+    """What belongs to one entry of a board, in the folder and for each file alone."""
+
+    def told(self, board) -> dict[str, set[str]]:
+        verdicts = verify.verify(board.root)[1:]
+        assert [broken(verify.verify(v.path)[0]) for v in verdicts] == [broken(v) for v in verdicts]
+        return {verdict.path.name: broken(verdict) for verdict in verdicts}
+
+    def test_the_same_run_under_another_name(self, board):
+        original = board.path.name
+        board.rename("Again2026Run")
+        board.add(board.source)
+        expected = {board.path.name: {"once"}, original: {"once"}, board.second.name: set()}
+        assert self.told(board) == expected
+        assert board.said("once", 0).startswith("the run_hash and the checkpoint and configuration")
+
+    @pytest.mark.parametrize(
+        ("checkpoint", "seed", "said"),
+        [
+            (None, 7, "the run_hash and the checkpoint of"),
+            ("1" * 64, 0, "configuration and seed of"),
+        ],
+    )
+    def test_one_of_them(self, board, checkpoint, seed, said):
+        own = board.tree()["model"]["checkpoint"]["sha256"]
+        board.another("Again2026Run", checkpoint or own, seed)
+        board.add(board.source)
+        assert broken(verify.verify(board.path, 0)[0]) == {"once"}
+        assert board.said("once", 0).startswith(said)
+
+    def test_another_seed_of_the_configuration(self, board):
+        board.another("Again2026Run")
+        board.add(board.source)
+        assert broken(verify.verify(board.path, 0)[0]) == set()
+
+
 class TestCopies:
     """Another entry's evidence under a new name."""
 
     def test_both_are_named_in_the_folder_and_alone(self, board):
-        board.add(board.source)
         original = board.path
-        board.rename("Copy2026Cat")
+        board.another("Copy2026Cat")
         board.add(board.source)
         copy = verify.verify(board.path)[0]
         assert broken(copy) == {"copies"}
@@ -250,6 +358,47 @@ class TestTelling:
         assert [verdict["ok"] for verdict in tree] == [True] * 3
         assert tree[1]["level_held"] == 1
         assert {"level", "rule", "ok", "text"} == tree[1]["findings"][0].keys()
+
+
+class TestLevelHeld:
+    """The highest level such that all up to it were examined and hold."""
+
+    def verdict(self, *rules: tuple[int, str, bool]) -> verify.Verdict:
+        findings = [Finding(level, rule, ok, "") for level, rule, ok in rules]
+        return verify.Verdict(Path("entry.json"), findings)
+
+    @pytest.mark.parametrize(
+        ("more", "held"),
+        [
+            ([], 1),
+            ([(2, "clean", True), (2, "adversarials", True)], 2),
+            ([(2, "clean", True), (2, "adversarials", False)], 1),
+            ([(2, "clean", True), (4, "challenge", True)], 1),
+            ([(2, "clean", True), (4, "challenge", False)], 1),
+            ([(2, "adversarials", True), (3, "survivors", True)], 3),
+            ([(2, "adversarials", True), (3, "survivors", True), (4, "challenge", True)], 4),
+            ([(2, "adversarials", True), (3, "survivors", True), (4, "challenge", False)], 3),
+            ([(2, "adversarials", True), (4, "challenge", True)], 2),
+        ],
+    )
+    def test_each_needs_those_below(self, more, held):
+        assert self.verdict((0, "seal", True), (1, "rows", True), *more).level_held == held
+
+    def test_a_challenge_in_vain_breaks_nothing_of_the_entrys(self):
+        verdict = self.verdict((0, "seal", True), (1, "rows", True), (4, "challenge", False))
+        assert not verdict.ok, "the command exits 1"
+        first = next(lines([verdict]))
+        assert first == "NO  challenge: none of the images newly falls  entry.json"
+
+
+def test_what_an_untrusted_file_says_cannot_steer_the_terminal():
+    """Findings of levels 2 to 4 quote names and texts that somebody wrote into a file."""
+    finding = Finding(2, "adver\x1b[2Jsarials", False, "stage '\x1b]0;owned\x07'\r\nok  all")
+    verdict = verify.Verdict(Path("a\x1b[31mb.json"), [finding])
+    assert all(line.isprintable() for line in lines([verdict]))
+    (tree,) = verify.as_json([verdict])
+    assert tree["path"].isprintable()
+    assert all(str(value).isprintable() for value in tree["findings"][0].values())
 
 
 def test_no_torch_is_loaded_and_none_of_scipy(copied):

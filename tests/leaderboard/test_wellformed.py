@@ -63,6 +63,11 @@ def test_an_entry_without_a_seal_is_refused(copied):
         ("addresses", "link", "https://"),
         ("addresses", "link", "https://[broken"),
         ("addresses", "link", 'https://a.example/" onclick="x'),
+        ("reported", "reported", "about 50"),
+        ("reported", "reported", "100.01"),
+        ("reported", "reported", "-1"),
+        ("reported", "reported", "50 %"),
+        ("reported", "reported", "nan"),
         ("dates", "created", "2026-01-02 03:04"),
         ("dates", "created", "2026-01-02T03:04:05"),
         ("dates", "created", "2026-02-30T03:04:05Z"),
@@ -144,6 +149,7 @@ def test_a_key_at_the_top(copied, rule, key, value):
         ("training", "training.config.task.train.lr", "0.1"),
         ("training", "training.config.task.normalisation.std", [0.2, 0.2, 0.2]),
         ("training", "model.surgery", {"name": "pgd", "options": {}}),
+        ("siblings", "training.siblings", ["another-entry"]),
         ("seed", "training.seeds", [1]),
         ("seed", "training.seeds", [0, 1]),
         ("level", "verification.level", 2),
@@ -239,15 +245,33 @@ class TestLevels:
 
     def verified(self, tree: dict[str, Any], level: int = 2) -> None:
         at = "2027-01-01T00:00:00+00:00"
-        event = Event(at=at, by="a maintainer", event="verified", level=level)
+        event = Event(
+            at=at, by="a maintainer", event="verified", level=level, run_hash=tree["run_hash"]
+        )
         tree["verification"]["history"].append(event.model_dump(mode="json"))
         tree["verification"] |= {"level": level, "by": "a maintainer", "date": at}
+        tree["verification"] |= {"seed": 5 if level > 2 else None, "report_sha256": "0" * 64}
 
-    def test_a_verified_entry(self, copied):
-        copied.change(self.verified)
+    @pytest.mark.parametrize("level", [2, 3])
+    def test_a_verified_entry(self, copied, level):
+        copied.change(lambda tree: self.verified(tree, level))
         assert copied.broken(0) == set()
 
-    @pytest.mark.parametrize("missing", ["by", "date", "history"])
+    def test_no_verification_alone_reaches_level_4(self, copied):
+        copied.change(lambda tree: self.verified(tree, 4))
+        assert copied.broken(0) == {"0 level"}
+        assert "event 2, verified, lifts the entry from 1 to 4" in copied.said("level")
+
+    @pytest.mark.parametrize(("level", "missing"), [(3, "seed"), (3, "report_sha256")])
+    def test_level_3_can_be_repeated(self, copied, level, missing):
+        def edit(tree):
+            self.verified(tree, level)
+            tree["verification"][missing] = None
+
+        copied.change(edit)
+        assert copied.broken(0) == {"0 level"}
+
+    @pytest.mark.parametrize("missing", ["by", "date", "report_sha256", "history"])
     def test_a_level_that_nobody_answers_for(self, copied, missing):
         def edit(tree):
             self.verified(tree)
@@ -272,6 +296,30 @@ class TestLevels:
         copied.change(self.verified)
         copied.change(lambda tree: tree["verification"]["history"].reverse())
         assert "0 history" in copied.broken(0)
+
+
+@pytest.mark.parametrize("reported", [None, "", "0", "100", "57.3", "57.30"])
+def test_what_the_authors_claim_is_a_percentage_or_nothing(copied, reported):
+    copied.change(lambda tree: tree.update(reported=reported))
+    assert "0 reported" not in copied.broken(0)
+
+
+@pytest.mark.parametrize("pixels", ["known", "0" * 64])
+def test_the_size_of_a_known_test_set_is_not_the_submitters_to_state(copied, pixels):
+    """Whatever the pixels: the digits have 360 test images."""
+    copied.rename("Large2026Set")
+
+    def edit(tree):
+        tree["task"]["examples"] = tree["evidence"]["rows"] = 30_000_000
+        tree["evidence"]["dataset_fingerprint"]["count"] = "30000000"
+        if pixels != "known":
+            tree["evidence"]["dataset_fingerprint"]["pixels"] = pixels
+        copied.rehash(tree)
+
+    copied.change(edit)
+    assert "0 task" in copied.broken()
+    assert "30000000, the task's 360" in copied.said("task")
+    assert not [found for found in copied.findings() if found.level == 1]
 
 
 class TestFlags:

@@ -78,7 +78,8 @@ def test_a_second_challenge_adds_to_the_first(false, tmp_path):
     (finding,) = challenge(case.entry, case.rebuilt(), tmp_path / "b.npz", "three")
     assert not finding.ok
     assert finding.text == (
-        "no image newly falls: of 3, 3 had fallen already and 0 are still classified correctly"
+        "none of the 3 images newly falls: the entry holds against them (3 had fallen already,"
+        " 0 stand)"
     )
     assert files(case) == after
 
@@ -88,7 +89,11 @@ def test_our_own_file_of_adversarials_is_accepted_and_is_nothing_new(submitted):
     before = files(case)
     count = len(case.kept()["index"])
     (finding,) = challenge(case.entry, case.rebuilt(), case.adversarials, "somebody")
-    assert finding.text.startswith(f"no image newly falls: of {count}, {count} had fallen already")
+    assert not finding.ok
+    assert finding.text == (
+        f"none of the {count} images newly falls: the entry holds against them ({count} had fallen"
+        " already, 0 stand)"
+    )
     assert files(case) == before
 
 
@@ -101,7 +106,8 @@ def test_images_that_fool_nobody(submitted, tmp_path):
     path = write(tmp_path / "a.npz", {"index": rebuilt.evidence.index[rows], "x": x})
     (finding,) = challenge(case.entry, rebuilt, path, "somebody")
     assert not finding.ok
-    assert finding.text.endswith(f"{len(rows)} are still classified correctly")
+    assert finding.text.startswith(f"none of the {len(rows)} images newly falls: the entry holds")
+    assert finding.text.endswith(f"(0 had fallen already, {len(rows)} stand)")
     assert files(case) == before
 
 
@@ -120,6 +126,18 @@ def test_one_image_out_of_bounds_refuses_the_whole_file(false, tmp_path, excess)
     path = write(tmp_path / "a.npz", proofs, x=x)
     with pytest.raises(UserError, match=match):
         challenge(case.entry, rebuilt, path, "somebody")
+    assert files(case) == before
+
+
+def test_an_image_that_the_task_does_not_have_refuses_the_whole_file(false, tmp_path):
+    """The other two would lower the entry; positions are those of the test split, not of a row."""
+    case, _, proofs = false
+    before, index = files(case), proofs["index"].copy()
+    index[1] = 10**6
+    path = write(tmp_path / "a.npz", proofs, index=index)
+    with pytest.raises(UserError) as error:
+        challenge(case.entry, case.rebuilt(), path, "somebody")
+    assert str(error.value) == f"{path}: index 1000000 is none of the test images"
     assert files(case) == before
 
 

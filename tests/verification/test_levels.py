@@ -58,7 +58,7 @@ def test_level_two_of_an_honest_entry(case):
 def test_one_false_survivor_is_tolerated_and_recorded(liar):
     """It passes levels 0 to 2, falls at 3, and one of eleven is less than the rule needs."""
     case, rows, _ = liar(1, RANKED)
-    record, before = case.path.read_bytes(), case.entry.result
+    before = case.entry.result
     standing = int(case.entry.evidence().robust().sum())
     verdict = verify_entry(case.path, 3, options(case, public_string=PUBLIC, by="a maintainer"))
     assert verdict.ok
@@ -73,7 +73,7 @@ def test_one_false_survivor_is_tolerated_and_recorded(liar):
     assert after.external == percent((standing - 1) / 60)
     assert after.autoattack_acc == before.autoattack_acc
     held, event = after.verification, after.verification.history[-1]
-    seed = seed_of(record, PUBLIC)
+    seed = seed_of(before.seal, PUBLIC)
     assert (held.level, held.by, held.seed) == (3, "a maintainer", seed)
     assert held.report_sha256 == sha256_json([one._asdict() for one in verdict.findings])
     assert (event.event, event.stage, event.fallen) == ("reattacked", "reattack-1", 1)
@@ -198,6 +198,23 @@ def test_the_level_says_what_it_lacks(case, level, given, match):
     with pytest.raises(UserError) as error:
         verify_entry(case.path, level, asked)
     assert str(error.value) == match
+
+
+def test_what_falls_can_be_saved_is_known_before_anything_runs(case, tmp_path):
+    """Hours of attacks are not for nothing; and no file is written over, least of all an input."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    there = "is there already; name a new file"
+    for path, level, match in (
+        (tmp_path / "a.npz", 2, "--save keeps what falls at level 3: add --level 3"),
+        (case.adversarials, 3, there),
+        (tmp_path, 3, there),
+        (tmp_path / "link", 3, there),
+        (tmp_path / "file" / "a.npz", 3, "file is no folder that can be written"),
+    ):
+        given = options(case, public_string=PUBLIC, save=path)
+        with pytest.raises(UserError, match=match):
+            verify_entry(case.path, level, given)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Level 3: survivors attacked again. What stands stands, and what only claims to falls."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -15,15 +17,14 @@ PUBLIC = "commit 4f2a"
 
 
 def attacked_again(case, size=None, public=PUBLIC):
-    record = case.path.read_bytes()
-    return reattack.reattack(case.entry, case.rebuilt(), record, public, size)
+    return reattack.reattack(case.entry, case.rebuilt(), public, size)
 
 
 def test_an_audit_of_some_survivors(submitted):
     """Of an honest entry: those that the seed chose, in index order, at the attacks' full cost."""
     case = submitted()
     found = attacked_again(case, size=3)
-    seed = seed_of(case.path.read_bytes(), PUBLIC)
+    seed = seed_of(case.entry.result.seal, PUBLIC)
     survivors = np.flatnonzero(case.entry.evidence().robust())
     chosen = survivors[sample(len(survivors), 3, seed)]
     assert (found.seed, found.standing) == (seed, len(survivors))
@@ -48,12 +49,15 @@ def test_an_audit_of_some_survivors(submitted):
         "sampled": 3,
         "of": len(survivors),
     }
-    seeded, rule, power = reattack.findings(found, PUBLIC)
+    seeded, rule, power, few = reattack.findings(found, PUBLIC)
+    needed = f"a record of level 3 needs {len(survivors)}: of this one, at most level 2"
+    assert few.text == f"3 attacked; {needed}"
+    assert few.ok
     assert seeded.text == f"seed {seed} of public string '{PUBLIC}'"
     assert rule.ok
     assert rule.text.startswith(f"0 of 3 fell (of {len(survivors)} survivors), p = 1;")
     assert power.text.startswith("fires from 1 of 3 on")
-    assert {finding.level for finding in (seeded, rule, power)} == {3}
+    assert {finding.level for finding in (seeded, rule, power, few)} == {3}
 
 
 def test_survivors_that_are_none(liar, tmp_path):
@@ -99,7 +103,7 @@ def test_an_entry_without_survivors(submitted):
     evidence.record("extra", stood, pred=(evidence.label[stood] + 1) % 10)
     evidence.skip("extra", np.flatnonzero(~evidence.robust(["apgd-ce", "apgd-t", "fgsm"])))
     rebuilt = case.rebuilt()._replace(evidence=evidence)
-    found = reattack.reattack(case.entry, rebuilt, b"{}", PUBLIC, None)
+    found = reattack.reattack(case.entry, rebuilt, PUBLIC, None)
     assert (found.standing, len(found.attacked.rows)) == (0, 0)
     (finding,) = reattack.findings(found, PUBLIC)
     assert finding.ok
@@ -112,4 +116,14 @@ def test_a_protocol_without_autoattack(submitted):
     stages = [stage for stage in tree.evaluation if not stage.attack.startswith("apgd")]
     entry = case.entry._replace(result=tree.model_copy(update={"evaluation": stages}))
     with pytest.raises(UserError, match="has none of AutoAttack's attacks"):
-        reattack.reattack(entry, case.rebuilt(), b"{}", PUBLIC, None)
+        reattack.reattack(entry, case.rebuilt(), PUBLIC, None)
+
+
+def test_the_seed_is_the_entrys_however_its_file_is_indented(submitted):
+    """Spaces are free: a submitter could try them out until the seed spares his entry."""
+    case = submitted()
+    before = attacked_again(case, size=0).seed
+    case.path.write_text(json.dumps(json.loads(case.path.read_text()), indent=7) + " \n")
+    assert attacked_again(case, size=0).seed == before
+    case.edit(venue="ICML 2020")
+    assert attacked_again(case, size=0).seed != before

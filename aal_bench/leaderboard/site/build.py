@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aal_bench import __version__
 from aal_bench.errors import UserError
 from aal_bench.leaderboard.board import Board
-from aal_bench.leaderboard.cells import device
-from aal_bench.leaderboard.paired import RULE
+from aal_bench.leaderboard.cells import PASSES, RULES
 from aal_bench.leaderboard.site import assets, names
 from aal_bench.leaderboard.site.pages import pages
 from aal_bench.leaderboard.site.show import FILTERS
@@ -59,12 +58,13 @@ def _render(boards: list[Board]) -> dict[str, bytes]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= FILTERS | {"href": names.href, "web": names.web, "device": device}
+    templates.filters |= FILTERS | {"href": names.href, "web": names.web}
     templates.globals |= {
         "board_file": names.board_file,
         "entry_file": names.entry_file,
         "version": __version__,
-        "tie_rule": RULE,
+        "rules": RULES,
+        "passes_rule": PASSES,
     }
     return {
         page.path: templates.get_template(page.template).render(page.context).encode()

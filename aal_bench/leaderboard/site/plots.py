@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from aal_bench.leaderboard import robustbench
 from aal_bench.leaderboard.board import Board, Row, Section, Standing
-from aal_bench.leaderboard.cells import device
+from aal_bench.leaderboard.cells import count, device, passes, passes_in_all, percent
 from aal_bench.leaderboard.site import names
-from aal_bench.leaderboard.site.show import duration, points
+from aal_bench.leaderboard.site.show import duration
 from aal_bench.record import Result
 from aal_bench.threat import parse_fraction
 
@@ -64,6 +64,7 @@ def _series(board: Board, standing: Standing) -> dict[str, Any]:
                 "clean": 100 * result.metrics.clean.value if result.metrics else None,
                 "seconds": _seconds(result),
                 "time": f"{duration(_seconds(result))} on {device(result)}",
+                "passes": _passes(result),
             }
             for row in standing.rows
             for result in [row.entry.result]
@@ -77,9 +78,14 @@ def _seconds(result: Result) -> float | None:
     return seconds or None
 
 
+def _passes(result: Result) -> str | None:
+    total = passes_in_all(result)
+    return None if total is None else f"{count(total)} per image ({passes(result)}, every epoch)"
+
+
 def _lead(rows: Sequence[Row]) -> str:
     best = max(rows, key=lambda row: row.score)
-    return f"the most robust is {best.id} with {points(best.score)} %"
+    return f"the most robust is {best.id} with {percent(best.score)} %"
 
 
 def _entries(n: int) -> str:

@@ -5,25 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from aal_bench.config import shorten
-from aal_bench.record import percent
+from aal_bench.leaderboard import cells
 
 NONE = "–"
 """What stands where there is no value."""
 _DEPTH = 4
 """Nested deeper, a configuration is shown as JSON: nobody's recursion is followed to its end."""
-
-
-def points(share: float | None) -> str:
-    """A share in percent, two decimals, without the sign."""
-    return NONE if share is None else percent(share)
-
-
-def interval(bounds: Sequence[float]) -> str:
-    """Two shares as an interval in percent: ``17.98 to 26.50``."""
-    return f"{percent(bounds[0])} to {percent(bounds[1])}"
 
 
 def duration(seconds: float | None) -> str:
@@ -34,13 +25,6 @@ def duration(seconds: float | None) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.1f} {unit}"
     return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def count(value: float | None) -> str:
-    """A count with thousands separated; means with one decimal: ``7,856``, ``848.1``."""
-    if value is None:
-        return NONE
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def size(octets: float | None) -> str:
@@ -78,10 +62,13 @@ def command(argv: Sequence[str]) -> str | None:
 
 
 FILTERS = {
-    "points": points,
-    "interval": interval,
+    "points": partial(cells.percent, none=NONE),
+    "interval": cells.interval,
     "duration": duration,
-    "count": count,
+    "count": partial(cells.count, none=NONE),
+    "device": cells.device,
+    "passes": cells.passes,
+    "passes_in_all": cells.passes_in_all,
     "size": size,
     "plain": plain,
     "flat": lambda tree: list(flat(tree or {})),

@@ -76,7 +76,7 @@ const PATHS = { "circle": "M5 0a5 5 0 1 0 0 10a5 5 0 1 0 0-10z", "square": "M1 1
                 "cross": "M3.5 0h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z" };
 const look = (i) => ({ color: COLOURS[i % COLOURS.length], symbol: SHAPES[i % SHAPES.length] });
 const KINDS = {
-  plane: { key: "seconds", title: "training time" },
+  plane: { key: "seconds", title: "training time, machine-dependent" },
   tradeoff: { key: "clean", title: "clean accuracy, %" },
 };
 // Plotly reads a little HTML in its labels.
@@ -92,7 +92,8 @@ function traces(kind, data) {
       x: points.map((point) => point[key]), y: points.map((point) => point.robust),
       customdata: points.map((point) => point.href),
       text: points.map((point) => `<b>${plain(point.label)}</b><br>robust ${two(point.robust)} %, `
-        + `clean ${two(point.clean)} %<br>training ${plain(point.time)}`),
+        + `clean ${two(point.clean)} %<br>training ${plain(point.time)}`
+        + (point.passes === null ? "" : `<br>passes ${plain(point.passes)}`)),
       hovertemplate: "%{text}<extra></extra>",
       marker: { size: 10, ...look(i), line: { width: 1, color: colour("--page") } },
     };

@@ -59,25 +59,29 @@ def submit(run: Path, root: Path | None, replace: bool, license_: str | None, **
     submission.toml beside it, with the same keys.
     """
     from aal_bench.leaderboard import submit as submission
+    from aal_bench.leaderboard.metadata import metadata
 
-    about = submission.metadata(run, {**given, "license": license_})
+    about = metadata(run, {**given, "license": license_})
     entry = submission.submit(run, _root(root, writing=True), about, replace)
     click.echo(f"entry     {entry.path}")
     click.echo(f"evidence  {entry.evidence_path}")
     click.echo(f"level     {entry.result.verification.level}  {submission.remark(entry.result)}")
-    click.echo("next      aal-bench leaderboard --write   (renews BOARD.md and board.json)")
+    where = "" if root is None else f" --leaderboards {root}"
+    click.echo(f"next      aal-bench leaderboard --write{where}   (BOARD.md and board.json)")
 
 
 @click.command()
 @click.argument("where", type=FILE)
 @click.option(
-    "--level", type=click.IntRange(0, 3), help="Highest level examined (default 1; --challenge: 4)."
+    "--level", type=click.IntRange(0, 4), help="Highest level examined (default 1; --challenge: 4)."
 )
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable findings.")
 @click.option("--verbose", "-v", is_flag=True, help="Every rule of every entry of a folder.")
 @click.option("--checkpoint", type=FILE, help="Levels 2-4: the entry's weights.")
 @click.option("--adversarials", type=FILE, help="Level 2: the run's adversarials.npz.")
 @click.option("--data-dir", type=FILE, help="Levels 2-4: where the images are.")
+@click.option("--model", metavar="FILE.py:F", help="Levels 2-4: your copy of code the entry names.")
+@click.option("--method", metavar="FILE.py:C", help="Levels 2-4: the same, of its method.")
 @click.option("--public-string", metavar="S", help="Level 3: known only after the submission.")
 @click.option(
     "--audit",
@@ -89,7 +93,9 @@ def submit(run: Path, root: Path | None, replace: bool, license_: str | None, **
 @click.option("--all", "everyone", is_flag=True, help="Level 3: attack every survivor again.")
 @click.option("--save", type=FILE, metavar="NPZ", help="Level 3: keep the images that felled any.")
 @click.option("--challenge", type=FILE, metavar="ADV.npz", help="Level 4: anybody's adversarials.")
-@click.option("--by", metavar="NAME", help="Record the verification in the entry, as done by NAME.")
+@click.option(
+    "--by", metavar="NAME", help="Record level 2 or 3 in the entry, or name a challenger."
+)
 @click.option("--base", type=FILE, metavar="DIR", help="The boards as they are on the main branch.")
 @click.option("--maintainer", is_flag=True, help="With --base: the change may set levels above 1.")
 def verify(
@@ -116,6 +122,7 @@ def verify(
 
     deep = (level or 0) > 1 or any(options[name] for name in ("challenge", "by", "save"))
     _compared(base, maintainer, deep)
+    _needs_a_level(level, deep, options)
     if deep:
         from aal_bench import verification
 
@@ -136,6 +143,20 @@ def verify(
         for line in torch_free.lines(verdicts, verbose=verbose):
             click.echo(line)
     sys.exit(EXIT_BROKEN if any(not verdict.ok for verdict in verdicts) else 0)
+
+
+def _needs_a_level(level: int | None, deep: bool, options: dict[str, Any]) -> None:
+    """Refuse an option that nothing would read: a check that was not made must not look made."""
+    from aal_bench.errors import UserError
+
+    if level == 4:
+        raise UserError("level 4 is a challenge: --challenge ADV.npz")
+    names = ("checkpoint", "adversarials", "data_dir", "public_string", "model", "method")
+    given = [name for name in names if options.get(name) is not None]
+    if given and not deep:
+        needed = 3 if "public_string" in given else 2
+        option = given[0].replace("_", "-")
+        raise UserError(f"--{option} is read from level 2 on: add --level {needed}")
 
 
 def _compared(base: Path | None, maintainer: bool, deep: bool) -> None:
@@ -201,7 +222,7 @@ def leaderboard(
         raise UserError(f"{chosen[0]} is about all boards: omit {task}")
     where = _root(root, writing=write)
     if write or check:
-        _committed(where, write)
+        _committed(where, write, "" if root is None else f" --leaderboards {root}")
         return
     from aal_bench.leaderboard.board import boards
 
@@ -239,7 +260,7 @@ def _outputs(
     ]
 
 
-def _committed(root: Path, write: bool) -> None:
+def _committed(root: Path, write: bool, given: str) -> None:
     from aal_bench.leaderboard import board_files
 
     if write:
@@ -248,5 +269,6 @@ def _committed(root: Path, write: bool) -> None:
         return
     stale = board_files.stale(root)
     for name in stale:
-        click.echo(f"stale     {name}: aal-bench leaderboard --write renews it", err=True)
+        state = "stale  " if (root / name).exists() else "missing"
+        click.echo(f"{state}   {name}: aal-bench leaderboard --write{given} writes it", err=True)
     sys.exit(EXIT_BROKEN if stale else 0)

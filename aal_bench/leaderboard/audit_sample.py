@@ -28,25 +28,27 @@ LIES = (Fraction(1, 200), Fraction(1, 100), Fraction(1, 50), Fraction(1, 20))
 """Shares of false survivors for which the chance of missing them is printed."""
 
 
-def seed_of(seal: str, public: str) -> int:
-    """The seed of a re-attack, 0 <= seed < 2**64: first 8 bytes of sha256(seal, public string).
+def seed_of(run_hash: str | None, public: str) -> int:
+    """The seed of a re-attack, 0 <= seed < 2**64: first 8 bytes of sha256(run_hash, public string).
 
-    The seal is over the entry's values: how its file is indented changes nothing, so nobody can
-    try out spaces until the seed spares his entry.
+    The run_hash is over what may change a number: neither a recorded verification nor a corrected
+    venue changes it, so anybody can recompute the seed that an entry records.
 
     Args:
-        seal: the entry's, 64 hexadecimal digits.
+        run_hash: the entry's, 64 hexadecimal digits.
         public: known only after the submission, such as the hash of a later commit.
 
     Raises:
-        UserError: the string is empty, or not one line of text.
+        UserError: the entry has no run_hash, or the string is empty or not one line of text.
     """
+    if run_hash is None:
+        raise UserError("the entry has no run_hash, from which level 3 draws its seed")
     if not public.strip() or not public.isprintable():
         raise UserError(
             "--public-string: give one line that was not known at the submission, such as the hash"
             " of a later commit"
         )
-    return int.from_bytes(hashlib.sha256((seal + public).encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256((run_hash + public).encode()).digest()[:8], "big")
 
 
 def sample(standing: int, size: int | None, seed: int) -> NDArray[np.int64]:
@@ -105,18 +107,18 @@ def missing(standing: int, attacked: int, false: int) -> float:
 
 def misses(standing: int, attacked: int) -> str:
     """One line: the chance of missing a lie of each size in `LIES`, rounded up to whole images."""
-    told = []
-    for share in LIES:
-        false = ceil(share * standing)
-        chance = _percent(missing(standing, attacked, false))
-        told.append(f"{float(100 * share):g} % ({false:,}) {chance}")
+    lies = " / ".join(f"{float(100 * share):g} %" for share in LIES)
+    passes = (missing(standing, attacked, ceil(share * standing)) for share in LIES)
+    chances = " / ".join(map(_percent, passes))
     return (
-        f"fires from {critical(attacked)} of {attacked:,} on; of {standing:,} survivors, if so many"
-        f" are false, they pass with probability: {', '.join(told)}"
+        f"fires from {critical(attacked)} of {attacked:,} on; a lie of {lies} of the {standing:,}"
+        f" survivors passes with probability {chances}"
     )
 
 
 def _percent(probability: float) -> str:
-    if 0 < probability < 5e-5:
-        return "below 0.01 %"
-    return f"{100 * probability:.2f} %"
+    if 0 < probability < 0.005:
+        return "below 1 %"
+    if 0.995 <= probability < 1:
+        return "above 99 %"
+    return f"{100 * probability:.0f} %"

@@ -57,7 +57,8 @@ class Comparison(NamedTuple):
     """The verdict that decides: ``external`` where a result has such a value (each side counts all
     that ranks it), else AutoAttack where both have it, else ``robust``."""
     stages: list[str]
-    """The attacks that both have: ``robust`` is the AND of these."""
+    """The attacks that both have: ``robust`` is the AND of these. It has no line where ``external``
+    decides."""
 
     def line(self, verdict: str) -> Line:
         """The line of one verdict."""
@@ -91,7 +92,8 @@ def compare(a: Path, b: Path) -> Comparison:
         lowered = any(side.result.external is not None for side in (one, other))
         basis = "external" if lowered else "autoattack"
         both.append((basis, ranked[0], ranked[1]))
-    both.append(("robust", tuple(common), tuple(common)))
+    if basis != "external":  # beside a challenge, the attacks in common would say another number
+        both.append(("robust", tuple(common), tuple(common)))
     lines = [_line(verdict, one, other, left, right) for verdict, left, right in both]
     return Comparison(one, other, differences(one.result, other.result), lines, basis, common)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aal_bench.grid import plain
 from aal_bench.leaderboard.paired import ALPHA
+from aal_bench.registry import AUTOATTACK
 
 if TYPE_CHECKING:
     from aal_bench.leaderboard.compare import Comparison, Line, Side
@@ -64,7 +65,7 @@ def tree(found: Comparison) -> dict[str, Any]:
             }
             for line in found.lines
         ],
-        "robust_over": found.stages,
+        "robust_over": [] if found.basis == "external" else found.stages,
         "indices": {"only_a": deciding.only_a, "only_b": deciding.only_b},
         "alpha": ALPHA,
         "basis": found.basis,
@@ -94,7 +95,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     shares = (f"{100 * share:.2f} %" for share in (line.a, line.b))
     pair = line.pair
     return (
-        plain(line.verdict),
+        plain(line.verdict) + " (cumulative)" * (line.verdict in AUTOATTACK),
         *shares,
         f"{pair.only_a}",
         f"{pair.only_b}",

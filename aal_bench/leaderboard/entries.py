@@ -98,7 +98,7 @@ def find(where: Path) -> list[Path]:
     are somebody's unfinished writing. A run's folder has its ``result.json``.
 
     Raises:
-        UserError: nothing is there.
+        UserError: nothing is there, or an ``.npz``.
     """
     try:
         there = where.exists() or where.is_symlink()
@@ -109,6 +109,8 @@ def find(where: Path) -> list[Path]:
     if is_reported(where):
         return []
     if not where.is_dir():
+        if where.suffix == ".npz":
+            raise UserError(f"{where}: is an entry's evidence: name the .json beside it")
         return [where]
     if is_run_folder(where):
         return [where / RUN_RECORD]

@@ -7,69 +7,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
-
 from aal_bench import registry
-from aal_bench.config import Strict, parse, read_toml
+from aal_bench.config import parse
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard import copies, entries, pair, verify
 from aal_bench.leaderboard.entries import ENTRY_NAME, Entry
 from aal_bench.leaderboard.findings import broken
+from aal_bench.leaderboard.metadata import Metadata, checkpoint_of, inherited
 from aal_bench.leaderboard.untrusted import read_json
 from aal_bench.record import SCHEMA_VERSION, Result, whole_autoattack
 from aal_bench.results import read, sealed
 from aal_bench.schema import Event, Verification
 
-TOML = "submission.toml"
 RUN_RECORD = 1 << 24
 """Bytes of the largest ``run.json`` that is read: it has a line for every attempt."""
 SELF_CHECKED = 1
 """What a submitter may claim: that every number follows from the evidence."""
-
-
-class Metadata(Strict):
-    """What the run itself cannot know; ``submission.toml`` beside it, or options."""
-
-    paper: str | None = None
-    """Title of the paper; RobustBench calls it ``name``."""
-    authors: str | None = None
-    """Comma-separated."""
-    venue: str | None = None
-    """``NeurIPS 2020``; the default is ``unpublished``."""
-    link: str | None = None
-    """Address of the paper."""
-    reported: str | None = Field(None, pattern=r"^\d{1,3}(\.\d+)?$")
-    """The authors' own robust accuracy, percent."""
-    footnote: str | None = None
-    """Plain text."""
-    license: str | None = None
-    """SPDX name of the weights' licence."""
-    checkpoint_url: str | None = None
-    """Where anybody can fetch the weights."""
-    adversarials_url: str | None = None
-    """Where anybody can fetch the adversarials."""
-    entry: str | None = None
-    """Name of the entry, ``<Name><Year><Word>``; default: the run's submission_id."""
-
-    @field_validator("reported", mode="before")
-    @classmethod
-    def _as_printed(cls, value: Any) -> Any:
-        """A TOML number is printed as RobustBench prints it: 53.4 -> "53.40"."""
-        return f"{value:.2f}" if isinstance(value, int | float) else value
-
-
-def metadata(run: Path, given: dict[str, str | None]) -> Metadata:
-    """``submission.toml`` of the run, where there is one, under the options of the command line.
-
-    Raises:
-        UserError: an unknown key or a wrong type.
-    """
-    path = run / TOML
-    held = read_toml(path) if path.is_file() else {}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    return parse(Metadata, held | chosen, TOML)
 
 
 def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Entry:
@@ -89,6 +44,8 @@ def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Ent
     path = folder / f"{name}.json"
     assert result.evidence is not None
     evidence = run / (result.evidence.path or "evidence.npz")
+    if replace and path.exists():
+        about = inherited(about, entries.read(path).result, result)
     entry = _described(result, about, name)
     # Before the lock: what cannot be an entry does not make a folder either.
     _verified(entry, evidence)
@@ -104,7 +61,8 @@ def submit(run: Path, root: Path, about: Metadata, replace: bool = False) -> Ent
 
 def _eligible(run: Path) -> Result:
     if not run.is_dir():
-        raise UserError(f"{run}: no such run folder (runs/<task>/<method>/<hash>-seed<n>)")
+        hint = f"; give its folder, {run.parent}" if run.is_file() else ""
+        raise UserError(f"{run}: no run folder (runs/<task>/<method>/<hash>-seed<n>){hint}")
     status, error = _status(run)
     if status != "success":
         why = f" ({error})" if error else ""
@@ -125,7 +83,8 @@ def _eligible(run: Path) -> Result:
         ]
         raise UserError(
             f"{run}: protocol {result.protocol} is not full AutoAttack; run it again with"
-            f" --protocol {' or '.join(ranked)}"
+            f" --protocol {' or '.join(ranked)} (or attack its weights alone: aal-bench evaluate"
+            f" {result.task.id} --checkpoint {run / 'model.safetensors'} --protocol {ranked[0]})"
         )
     path = run / (result.evidence.path or "") if result.evidence else run
     if not path.is_file():
@@ -138,7 +97,9 @@ def _eligible(run: Path) -> Result:
 def _status(run: Path) -> tuple[str, str | None]:
     path = run / "run.json"
     if not path.is_file():
-        raise UserError(f"{run}: no run.json; that is no run folder")
+        below = sorted(found.parent.name for found in run.glob("*/run.json"))
+        hint = f"; it holds the runs {', '.join(below[:4])}" if below else ""
+        raise UserError(f"{run}: no run.json, so no run folder{hint}")
     record = read_json(path, largest=RUN_RECORD)
     error = record.get("error")
     told = f"{error.get('stage')}: {error.get('message')}" if isinstance(error, dict) else None
@@ -188,8 +149,8 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
         )
     old = entries.read(path).result
     lowered = {event.checkpoint: event.external for event in old.verification.history}
-    lowered[_checkpoint(old)] = old.external
-    if (external := lowered.get(_checkpoint(entry))) is not None:
+    lowered[checkpoint_of(old)] = old.external
+    if (external := lowered.get(checkpoint_of(entry))) is not None:
         raise UserError(
             f"{path}: this very checkpoint was brought down to {external} %; a replacement"
             " needs other weights"
@@ -202,7 +163,7 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
     event = Event(
         event="replaced",
         run_hash=old.run_hash,
-        checkpoint=_checkpoint(old),
+        checkpoint=checkpoint_of(old),
         autoattack_acc=old.autoattack_acc,
         external=old.external,
         note=f"was at level {old.verification.level}",
@@ -216,10 +177,6 @@ def _distinct(path: Path) -> None:
     for other in path.parent.glob("*.json"):
         if other.name != path.name and other.name.casefold() == path.name.casefold():
             raise UserError(f"--entry {path.stem}: differs from {other.stem} in case only")
-
-
-def _checkpoint(result: Result) -> str | None:
-    return None if result.model.checkpoint is None else result.model.checkpoint.sha256
 
 
 def _verified(entry: Result, evidence: Path) -> None:
@@ -250,5 +207,9 @@ def remark(entry: Result) -> str:
     if code.commit is None:
         return "(at most: the run's code has no commit)"
     if code.dirty:
-        return "(at most: the run's code had uncommitted changes)"
+        return "(at most: the run's code had uncommitted changes; commit them and run again)"
+    surgery = entry.model.surgery or {}
+    own = [name for name in (entry.model.name, str(surgery.get("name", ""))) if ":" in name]
+    if own:
+        return f"(level 2 and more need your file {own[0].partition(':')[0]}: publish it too)"
     return "(level 2 and more need the checkpoint and the adversarials: keep them)"

@@ -50,14 +50,18 @@ def show(boards: Sequence[Board], robustbench: bool = False, reported: bool = Fa
 def table(board: Board, width: int = WIDE) -> list[RenderableType]:
     """One table for each section: a line for each standing, and below it one for each seed.
 
+    A last line names the folder of the entries, whose files `verify` and `compare` take.
+
     Percentages; what was submitted is printed as it is, without the characters that steer a
     terminal. Columns that do not fit into `width` characters are left out, and named.
     """
-    if not board.sections:
-        from rich.text import Text
+    from rich.text import Text
 
+    if not board.sections:
         return [Text(plain(f"{cells.heading(board)}: no entries yet"), style="bold")]
-    return [_section(board, section, width) for section in board.sections]
+    folder = board.sections[0].standings[0].rows[0].entry.path.parent
+    files = Text(plain(f"files: {folder}/*.json, names as in --markdown"), style="dim")
+    return [*(_section(board, section, width) for section in board.sections), files]
 
 
 def _section(board: Board, section: Section, width: int) -> Table:
@@ -141,7 +145,8 @@ def _robustbench(board: Board) -> RenderableType:
     ]
     head = ("entry", "network", "venue", "clean", "AutoAttack", "external")
     remark = published.remark(board) if rows else f"None: {found.reason}."
-    return _titled("Published by RobustBench, not verified here", head, rows, remark)
+    title = f"Published by RobustBench, not verified here{_elsewhere(board)}"
+    return _titled(title, head, rows, remark)
 
 
 def _claims(board: Board) -> RenderableType:
@@ -154,13 +159,19 @@ def _claims(board: Board) -> RenderableType:
         )
         for claim in found
     ]
-    remark = "" if rows else "None for this task."
+    other = published.other_images(board)
+    warning = f"This board has {other}: these rows were measured on other images." if other else ""
+    remark = warning if rows else "None for this task."
     return _titled(
-        "What papers claim, not verified here",
+        f"What papers claim, not verified here{_elsewhere(board)}",
         ("where", "method", "network", *stages),
         rows,
         remark,
     )
+
+
+def _elsewhere(board: Board) -> str:
+    return "; measured on other images" if published.other_images(board) else ""
 
 
 def _titled(

@@ -26,6 +26,8 @@ DECISIVE: dict[int, set[str]] = {2: {"adversarials"}, 3: {"survivors"}}
 """Level -> rules without which it was not examined: a challenge replays the clean images only."""
 CHALLENGE = "challenge"
 """The rule that a challenge which finds nothing breaks: it is no fault of the entry's."""
+LOWERED = "lowered"
+"""The rule that says what a challenge has lowered."""
 WIDTH = 2000
 """Characters of a printed path or finding."""
 
@@ -35,6 +37,10 @@ class Verdict(NamedTuple):
 
     path: Path
     findings: list[Finding]
+    recorded: str | None = None
+    """What was written into the entry, by whom and where; None: nothing was signed."""
+    about: str | None = None
+    """What this is about, where that is no entry: ``the folder``."""
 
     @property
     def level_held(self) -> int | None:
@@ -122,13 +128,13 @@ def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[
     files = entries.find(where)
     if entries.is_reported(where):
         told = rule(0, "board", [], "what others published: no entries")
-        return [Verdict(where, [told])]
+        return [Verdict(where, [told], about="the folder")]
     top = entries.root_of(where) if root is None else entries.absolute(root)
     board = Board()
     if not where.is_dir() or files == [where / entries.RUN_RECORD]:
         alone = top if entries.on_board(files[0]) or root is not None else files[0]
         return [Verdict(files[0], examine(files[0], level, alone, board))]
-    about = Verdict(where, layout.findings(where, top, files))
+    about = Verdict(where, layout.findings(where, top, files), about="the folder")
     if not files and about.ok:
         raise UserError(f"{where}: no entries here (<task>/<{' or '.join(entries.NORMS)}>/*.json)")
     return [about, *(Verdict(path, examine(path, level, top, board)) for path in files)]
@@ -170,9 +176,10 @@ def lines(verdicts: Sequence[Verdict], verbose: bool = False) -> Iterator[str]:
             if spelt or not finding.ok:
                 told = f"{finding.level} {_told(finding.rule):13} {_told(finding.text)}"
                 yield f"{_mark(finding.ok)}  {told}"
-    wrong = sum(not verdict.ok for verdict in verdicts)
+        if verdict.recorded is not None:
+            yield f"recorded  {_told(verdict.recorded)}"
     if len(verdicts) > 1:
-        yield f"{len(verdicts) - wrong} of {len(verdicts)} hold"
+        yield _counted(verdicts)
 
 
 def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -182,6 +189,7 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "path": _told(str(verdict.path)),
             "ok": verdict.ok,
             "level_held": verdict.level_held,
+            "recorded": None if verdict.recorded is None else _told(verdict.recorded),
             "findings": [
                 finding._replace(rule=_told(finding.rule), text=_told(finding.text))._asdict()
                 for finding in verdict.findings
@@ -194,6 +202,17 @@ def as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 def _told(text: str) -> str:
     """Findings of levels 2 to 4 quote files that anybody may have sent."""
     return printable(text, WIDTH)
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    """How many entries hold, and whether all else does that was looked at."""
+    held = [verdict.ok for verdict in verdicts if verdict.about is None]
+    others = [
+        f", and {verdict.about}" if verdict.ok else f"; {verdict.about} does not"
+        for verdict in verdicts
+        if verdict.about is not None
+    ]
+    return f"{sum(held)} of {len(held)} entries hold{''.join(others)}"
 
 
 def _mark(ok: bool) -> str:
@@ -209,5 +228,9 @@ def _summary(verdict: Verdict) -> str:
     if lowest is not None:
         return f"level {lowest} broken"
     if not verdict.ok:
-        return "challenge: none of the images newly falls"
+        more = "no image newly falls" if verdict.recorded else "the entry is unchanged"
+        return f"challenge failed: {more}"
+    lowered = [finding.text for finding in verdict.findings if finding.rule == LOWERED]
+    if lowered:
+        return f"challenge: {_told(lowered[0])}"
     return f"level {verdict.level_held} {LEVELS[verdict.level_held or 0]}"

@@ -16,6 +16,7 @@ from aal_bench.leaderboard import entries, pair
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.extend import Attacked, Extended, Verified, extend
 from aal_bench.leaderboard.findings import Finding
+from aal_bench.leaderboard.verify import CHALLENGE, LOWERED
 from aal_bench.schema import MaxViolation
 from aal_bench.threat import format_fraction
 from aal_bench.verification.rebuild import Rebuilt
@@ -37,7 +38,8 @@ def challenge(entry: Entry, rebuilt: Rebuilt, path: Path, by: str) -> list[Findi
         by: who challenges; goes into the entry's history.
 
     Returns:
-        One finding; not ok where no image newly falls, and then nothing is written.
+        What fell, and by how much that lowered the entry; or one finding, not ok: no image newly
+        falls, and nothing is written.
 
     Raises:
         UserError: the file is no such file, an image leaves the ball or the box, or the entry has
@@ -73,26 +75,26 @@ def challenge(entry: Entry, rebuilt: Rebuilt, path: Path, by: str) -> list[Findi
         new = evidence.robust()[stored.rows] & (found.pred != evidence.label[stored.rows])
         if not new.any():
             return [_nothing_new(evidence.robust()[stored.rows])]
-        return [_lower(current, attacked, by, path)]
+        return _lower(current, attacked, by, path)
 
 
-def _lower(entry: Entry, attacked: Attacked, by: str, path: Path) -> Finding:
+def _lower(entry: Entry, attacked: Attacked, by: str, path: Path) -> list[Finding]:
     note = f"{len(attacked.rows):,} images of a file with sha256 {attacked.params['sha256'][:8]}"
     extended = extend(entry, attacked, Verified(by=by, level=LEVEL, note=note))
     pair.write(entry.path, extended.result, extended.evidence)
     return _lowered(entry, extended, path)
 
 
-def _lowered(entry: Entry, extended: Extended, path: Path) -> Finding:
+def _lowered(entry: Entry, extended: Extended, path: Path) -> list[Finding]:
     before = entry.result.external or f"{entry.result.autoattack_acc} (AutoAttack)"
-    fell = len(extended.fallen)
-    return Finding(
-        LEVEL,
-        "challenge",
-        True,
-        f"{fell:,} image{'s' if fell > 1 else ''} that stood fell to {path.name}: external"
-        f" {extended.result.external} %, was {before}",
+    fell, level = len(extended.fallen), extended.result.verification.level
+    stays = "stays" if level == entry.result.verification.level else "is now"
+    told = f"{fell:,} image{'s' if fell > 1 else ''} that stood fell to {path.name}"
+    lowered = (
+        f"external lowered {before} -> {extended.result.external} %, written; the entry {stays} at"
+        f" level {level}"
     )
+    return [Finding(LEVEL, CHALLENGE, True, told), Finding(LEVEL, LOWERED, True, lowered)]
 
 
 def _nothing_new(stood: np.ndarray) -> Finding:
@@ -101,4 +103,4 @@ def _nothing_new(stood: np.ndarray) -> Finding:
         f"none of the {len(stood):,} images newly falls: the entry holds against them"
         f" ({(~stood).sum():,} had fallen already, {stood.sum():,} stand)"
     )
-    return Finding(LEVEL, "challenge", False, text)
+    return Finding(LEVEL, CHALLENGE, False, text)

@@ -44,6 +44,11 @@ class Options(NamedTuple):
     by: str | None = None
     """Who verifies: records the outcome in the entry. None: nothing is written, except by a
     challenge."""
+    model: str | None = None
+    """``path/file.py:build``, typed by somebody who trusts it: run instead of the code that the
+    record names. None: only registered models are built."""
+    method: str | None = None
+    """``path/file.py:Class``, the same for the method."""
 
 
 def verify_entry(path: Path, level: int, options: Options) -> torch_free.Verdict:
@@ -74,21 +79,24 @@ def verify_entry(path: Path, level: int, options: Options) -> torch_free.Verdict
     if level > 1 or challenged:
         before, entry = path.read_bytes(), entries.read(path)
         _complete(entry, level, options)
-        findings = _with_torch(entry, before, level, options, findings)
-    return verdict._replace(findings=findings)
+        findings, recorded = _with_torch(entry, before, level, options, findings)
+        return verdict._replace(findings=findings, recorded=recorded)
+    return verdict
 
 
 def _with_torch(
     entry: Entry, before: bytes, level: int, options: Options, held: list[Finding]
-) -> list[Finding]:
-    """The findings `held` of levels 0 and 1, and those of the levels that need the model."""
+) -> tuple[list[Finding], str | None]:
+    """The findings `held` and those of the levels that need the model; and what was recorded."""
     from aal_bench.verification import replay
+    from aal_bench.verification.code import Typed
     from aal_bench.verification.rebuild import rebuild
 
-    found, rebuilt = rebuild(entry, options.checkpoint, options.data_dir)
-    findings = held + found
+    typed = Typed(options.model, options.method)
+    found, rebuilt = rebuild(entry, options.checkpoint, options.data_dir, typed)
+    findings, recorded = held + found, None
     if rebuilt is None:
-        return findings
+        return findings, None
     findings.append(replay.clean(rebuilt))
     if level > 1 and broken(findings) is None:
         findings += replay.replayed(entry, rebuilt, options.adversarials)
@@ -98,10 +106,10 @@ def _with_torch(
         findings += found
     holds = broken(findings) is None
     if level > 1 and options.by is not None and (holds or attacked is not None):
-        recording.sign(entry, before, options.by, findings, attacked)
+        recorded = recording.sign(entry, before, options.by, findings, attacked)
     if holds and options.challenge is not None:
         findings += _challenge(entry, rebuilt, options.challenge, options.by)
-    return findings
+    return findings, recorded
 
 
 def _attacked_again(

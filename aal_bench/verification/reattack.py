@@ -24,7 +24,6 @@ from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.extend import Attacked, protocol_stages
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.registry import AUTOATTACK
-from aal_bench.results import seal
 from aal_bench.schema import MaxViolation
 from aal_bench.threat import format_fraction
 from aal_bench.verification.rebuild import Rebuilt
@@ -66,11 +65,11 @@ def reattack(entry: Entry, rebuilt: Rebuilt, public: str, size: int | None) -> R
         size: how many survivors; None: all of them.
 
     Raises:
-        UserError: the string is empty, or the protocol has none of AutoAttack's stages.
+        UserError: the entry has no run_hash, the string is empty, or the protocol has none of
+            AutoAttack's stages.
         RunFailed: an attack raised or left its bounds.
     """
-    # A run's record, before it is submitted, has no seal yet: made here, both have one.
-    seed = audit_sample.seed_of(seal(entry.tree), public)
+    seed = audit_sample.seed_of(entry.result.run_hash, public)
     ran = {stage.attack for stage in protocol_stages(entry.result.evaluation)}
     stages = [stage for stage in AUTOATTACK if stage in ran]
     if not stages:

@@ -1,7 +1,7 @@
 """A model rebuilt from what its entry says of it, and the images on which it was measured.
 
-Nothing here trusts the entry: only registered code is run, the weights must be the file that the
-entry names, and the images the ones that it was measured on.
+Nothing here trusts the entry: only registered code, or code that the verifier typed, is run, the
+weights must be the file that the entry names, and the images the ones that it was measured on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from aal_bench import registry
 from aal_bench.config import Normalisation, Run, parse
 from aal_bench.errors import UserError
-from aal_bench.evaluate import ZOO, from_robustbench
+from aal_bench.evaluate import from_robustbench
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard.entries import Entry
@@ -27,10 +27,10 @@ from aal_bench.resolve import Request, resolve
 from aal_bench.runner import build_method, load_adapter
 from aal_bench.runner import rebuild as rebuilt_from
 from aal_bench.schema import Checkpoint
+from aal_bench.verification import code
+from aal_bench.verification.code import NOTHING, ZOO_NAME, Typed, from_zoo
 
 LEVEL = 2
-OURS = "aal_bench.models.build:build"
-ZOO_NAME = "robustbench:"
 
 
 class Rebuilt(NamedTuple):
@@ -52,7 +52,7 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(
-    entry: Entry, checkpoint: Path | None, data_dir: Path | None
+    entry: Entry, checkpoint: Path | None, data_dir: Path | None, typed: Typed = NOTHING
 ) -> tuple[list[Finding], Rebuilt | None]:
     """Rebuild an entry's model and read its images.
 
@@ -60,18 +60,20 @@ def rebuild(
         entry: from a board; levels 0 and 1 hold.
         checkpoint: the weights file; None for an entry of RobustBench's zoo, whose loader has them.
         data_dir: where the task's images are; None: embedded, or downloaded.
+        typed: code that the verifier trusts, to run instead of what the record names.
 
     Returns:
         Findings, and the model; None where one of them is broken.
 
     Raises:
-        UserError: a file is missing, or the entry names code that is not registered here.
+        UserError: a file is missing, or the entry names code that is neither registered nor
+            typed.
     """
     result = entry.result
     if checkpoint is not None and from_zoo(result):
         raise UserError("the entry's weights come from RobustBench's zoo: omit --checkpoint")
-    run = _run(result)
-    findings = [_same_question(result, run)]
+    run = _run(result, typed)
+    findings = [_same_question(result, run), *code.used(typed)]
     if checkpoint is not None:
         findings.append(_same_file(result, checkpoint))
     if any(not finding.ok for finding in findings):
@@ -89,22 +91,16 @@ def rebuild(
     return findings, Rebuilt(run, adapter, model, evidence)
 
 
-def from_zoo(result: Result) -> bool:
-    """Whether RobustBench's loader has the weights, so that no file needs to be given."""
-    return result.model.loader == ZOO
-
-
-def _run(result: Result) -> Run:
-    """The configuration that the record states, resolved with registered names only."""
-    model, surgery = result.model, result.model.surgery or {"name": "standard", "options": {}}
-    method = surgery.get("name")
-    _registered(result, method)
+def _run(result: Result, typed: Typed) -> Run:
+    """The configuration that the record states, resolved with names that may be run."""
+    model, surgery = result.model, result.model.surgery or {"options": {}}
+    named, method = code.names(result, typed)
     files = registry.task_files()
     if result.task.id not in files:
         raise UserError(f"task '{result.task.id}' is not known here (aal-bench list tasks)")
-    name = None if from_zoo(result) else model.name
+    name = None if from_zoo(result) else named
     # By its path, which nothing in a record can be taken for.
-    run = resolve(Request(task=str(files[result.task.id]), method=str(method), model=name))
+    run = resolve(Request(task=str(files[result.task.id]), method=method, model=name))
     normalisation = Normalisation()
     if model.normalisation is not None:
         stated = model.normalisation.model_dump(mode="json")
@@ -115,27 +111,9 @@ def _run(result: Result) -> Run:
         update={
             "task": run.task.model_copy(update={"normalisation": normalisation}),
             "method": run.method.model_copy(update={"options": options}),
-            "model": run.model.model_copy(update={"name": model.name}),
+            "model": run.model.model_copy(update={"name": named}),
         }
     )
-
-
-def _registered(result: Result, method: object) -> None:
-    """A record may name registered code only: what runs on a machine is what its owner chose."""
-    model = result.model
-    if not isinstance(method, str):
-        raise UserError("model.surgery names no method: the entry cannot be rebuilt")
-    zoo = from_zoo(result) and model.name.startswith(ZOO_NAME)
-    names = [method] if zoo else [method, model.name]
-    foreign = next((name for name in names if ":" in name), None)
-    if model.loader not in {None, OURS, ZOO}:
-        foreign = model.loader
-    if foreign is not None:
-        raise UserError(
-            f"the entry names the code '{foreign}', and no record has code run here: register it"
-            " (entry points aal_bench.models and aal_bench.methods), or evaluate its checkpoint"
-            " yourself with aal-bench evaluate --model"
-        )
 
 
 def _same_question(result: Result, run: Run) -> Finding:
@@ -219,7 +197,7 @@ def _model(
     counted = sum(weight.numel() for weight in model.parameters())
     if result.model.parameters not in {None, counted}:
         wrong.append(f"{counted:,} parameters, the entry says {result.model.parameters:,}")
-    told = f"{run.model.name} rebuilt, {counted:,} parameters"
+    told = f"{code.plain(run.model.name)} rebuilt, {counted:,} parameters"
     return Finding(LEVEL, "model", not wrong, "; ".join(wrong) or told), model
 
 
@@ -230,11 +208,11 @@ def _described_otherwise(path: Path, run: Run, result: Result) -> list[str]:
         return []
     own = parse(Normalisation, described.normalisation, str(path))
     pairs: dict[str, tuple[Any, Any]] = {
-        "model": (described.model, run.model.name),
+        "model": (code.plain(described.model), code.plain(run.model.name)),
         "normalisation": (own, run.task.normalisation),
     }
     if result.model.surgery is not None:
-        pairs["method"] = described.method, run.method.name
+        pairs["method"] = code.plain(described.method), code.plain(run.method.name)
     return [
         f"the file says that its {key} is {said}, the entry {stated}"
         for key, (said, stated) in pairs.items()

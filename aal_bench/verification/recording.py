@@ -25,7 +25,7 @@ REPLAYED, ATTACKED = 2, 3
 
 def sign(
     entry: Entry, before: bytes, by: str, findings: Sequence[Finding], found: Reattack | None
-) -> None:
+) -> str:
     """Write the outcome into the entry, if it still is the one that was verified.
 
     Args:
@@ -34,6 +34,9 @@ def sign(
         by: who verified.
         findings: everything that was found; the report.
         found: survivors attacked again; None: level 3 was not asked for.
+
+    Returns:
+        What was recorded, by whom and where: one line.
 
     Raises:
         UserError: the entry was changed meanwhile.
@@ -46,10 +49,16 @@ def sign(
         if entry.path.read_bytes() != before:
             raise UserError(f"{entry.path}: was changed while it was verified; verify it again")
         if found is None or not len(found.fallen):
-            pair.write(entry.path, confirm(entry, verified), entry.evidence_path)
+            result, table = confirm(entry, verified), entry.evidence_path
         else:
-            extended = extend(entry, found.attacked, verified)
-            pair.write(entry.path, extended.result, extended.evidence)
+            result, table, _ = extend(entry, found.attacked, verified)
+        pair.write(entry.path, result, table)
+    held = result.verification.level
+    told = "level 3 broken" if level is None else f"level {level}"
+    if found is not None and len(found.fallen):
+        told += f", external {result.external} %,"
+    stays = "" if held == level else f"; the entry stays at level {held}"
+    return f"{told} by {by} in {entry.path}{stays}"
 
 
 def reached(findings: Sequence[Finding], found: Reattack | None) -> int | None:
@@ -61,9 +70,9 @@ def reached(findings: Sequence[Finding], found: Reattack | None) -> int | None:
 
 def unrecorded(saved: Path | None) -> Finding:
     """How what fell is kept when nobody signs: the images are a proof by themselves."""
-    how = "keep the proof with --save FILE, then --challenge FILE records it"
+    how = "--save FILE keeps the images, --challenge FILE brings them"
     if saved is not None:
-        how = f"--challenge {saved} records what fell"
+        how = f"--challenge {saved} brings the images"
     return Finding(ATTACKED, "unrecorded", True, f"nothing is written without --by: {how}")
 
 

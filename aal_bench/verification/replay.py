@@ -93,11 +93,14 @@ def first_violation(stored: Stored, found: Replay, evidence: Evidence) -> str | 
     if not bad.any():
         return None
     first = int(np.flatnonzero(bad)[0])
-    index = evidence.index[stored.rows[first]]
+    image = (
+        f"image {evidence.index[stored.rows[first]]} of the test split (row {stored.place[first]}"
+        " of the file)"
+    )
     more = f" ({bad.sum():,} such images)" if bad.sum() > 1 else ""
     if found.over[first] > TOLERANCE:
-        return f"image {index} exceeds eps by {found.over[first]:.2e}{more}"
-    return f"image {index} leaves the box [0, 1] by {found.outside[first]:.2e}{more}"
+        return f"{image} exceeds eps by {found.over[first]:.2e}{more}"
+    return f"{image} leaves the box [0, 1] by {found.outside[first]:.2e}{more}"
 
 
 def _bounds(stored: Stored, found: Replay, rebuilt: Rebuilt) -> Finding:

@@ -31,6 +31,8 @@ class Stored(NamedTuple):
     """(n, 3, H, W), finite."""
     stage: NDArray[np.str_] | None
     """(n,) the stage under which each image fell, where the file says so."""
+    place: NDArray[np.intp]
+    """(n,) rows of the file that the images have come from."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,6 +61,8 @@ def read(path: Path, evidence: Evidence, size: int) -> Stored:
     Raises:
         UserError: it is no such file; one line that says which array or image is wrong.
     """
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(f"{path}: is empty (0 bytes), no {WHAT}")
     pixels = 3 * size * size
     arrays = npz.read(path, len(evidence) * (4 * pixels + 8 + 4 * LONGEST) + SLACK, WHAT)
     index, x, stage = arrays.get("index"), arrays.get("x"), arrays.get("stage")
@@ -67,11 +71,14 @@ def read(path: Path, evidence: Evidence, size: int) -> Stored:
             f"{path}: has {', '.join(sorted(arrays)) or 'no array'}; adversarials are index and x"
             " (and stage)"
         )
-    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
+    if index.shape == (0,):
+        raise UserError(f"{path}: holds no images: its index is empty")
+    if index.ndim != 1 or index.dtype.kind not in "iu":
         raise UserError(f"{path}: index is {index.dtype} {index.shape}, not whole numbers (n,)")
     if x.dtype != np.float32 or x.shape != (len(index), 3, size, size):
+        cast = ': x.astype("float32")' if x.dtype.kind == "f" and x.dtype != np.float32 else ""
         raise UserError(
-            f"{path}: x is {x.dtype} {x.shape}, not float32 {(len(index), 3, size, size)}"
+            f"{path}: x is {x.dtype} {x.shape}, not float32 {(len(index), 3, size, size)}{cast}"
         )
     if stage is not None and (stage.shape != index.shape or stage.dtype.kind != "U"):
         raise UserError(f"{path}: stage is {stage.dtype} {stage.shape}, not names {index.shape}")
@@ -83,13 +90,12 @@ def read(path: Path, evidence: Evidence, size: int) -> Stored:
         raise UserError(f"{path}: index {held[counts > 1][0]} occurs twice")
     bad = ~np.isfinite(x).reshape(len(x), -1).all(1)
     if bad.any():
-        raise UserError(f"{path}: image {index[bad][0]} is not finite")
+        raise UserError(f"{path}: image {index[bad][0]} (row {bad.argmax()}) is not finite")
     by_index = np.argsort(evidence.index)
     rows = by_index[np.searchsorted(evidence.index[by_index], index.astype(np.int64))]
     order = np.argsort(rows)
-    return Stored(
-        rows[order], np.ascontiguousarray(x[order]), None if stage is None else stage[order]
-    )
+    named = None if stage is None else stage[order]
+    return Stored(rows[order], np.ascontiguousarray(x[order]), named, order)
 
 
 def replay(stored: Stored, rebuilt: Rebuilt) -> Replay:

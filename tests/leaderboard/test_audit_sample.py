@@ -14,12 +14,17 @@ from aal_bench.leaderboard.audit_sample import critical, missing, p_value, sampl
 # ---- the seed -----------------------------------------------------------------------------------
 
 
-def test_the_seed_is_the_first_eight_bytes_of_the_hash_of_seal_and_string():
-    seal = "0a" * 32
-    digest = hashlib.sha256(seal.encode("ascii") + "commit é4f".encode()).hexdigest()
-    assert seed_of(seal, "commit é4f") == int(digest[:16], 16)
-    assert seed_of(seal, "another") != seed_of(seal, "commit é4f")
-    assert seed_of("0b" * 32, "another") != seed_of(seal, "another")
+def test_the_seed_is_the_first_eight_bytes_of_the_hash_of_run_hash_and_string():
+    run_hash = "0a" * 32
+    digest = hashlib.sha256(run_hash.encode("ascii") + "commit é4f".encode()).hexdigest()
+    assert seed_of(run_hash, "commit é4f") == int(digest[:16], 16)
+    assert seed_of(run_hash, "another") != seed_of(run_hash, "commit é4f")
+    assert seed_of("0b" * 32, "another") != seed_of(run_hash, "another")
+
+
+def test_an_entry_without_a_run_hash_has_no_seed():
+    with pytest.raises(UserError, match="the entry has no run_hash"):
+        seed_of(None, "commit")
 
 
 @pytest.mark.parametrize("public", ["", "  ", "two\nlines", "\x1b[2J", "half \udc80"])
@@ -125,8 +130,9 @@ def test_attacking_every_survivor_misses_only_what_the_rule_tolerates():
 
 def test_the_line_that_is_printed():
     told = audit_sample.misses(5400, 500)
-    assert told.startswith("fires from 5 of 500 on; of 5,400 survivors, ")
-    assert told.endswith(
-        "0.5 % (27) 90.17 %, 1 % (54) 43.11 %, 2 % (108) 2.31 %, 5 % (270) below 0.01 %"
+    assert told == (
+        "fires from 5 of 500 on; a lie of 0.5 % / 1 % / 2 % / 5 % of the 5,400 survivors passes"
+        " with probability 90 % / 43 % / 2 % / below 1 %"
     )
-    assert "0.5 % (1) " in audit_sample.misses(79, 50)  # never less than one image
+    # Never less than one image: 75 / 79 pass it, two and four of them fewer.
+    assert "probability 95 % / 95 % / 90 % / 81 %" in audit_sample.misses(79, 4)

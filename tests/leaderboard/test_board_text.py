@@ -274,6 +274,18 @@ class TestTerminal:
         assert "[red]x[/red] [31m" in text
         assert "\x1b" not in text
 
+    def test_what_verify_takes_can_be_found(self, three, boards_root):
+        text = "".join(printed(three[0], 400).splitlines())
+        assert f"files: {boards_root / 'digits' / 'Linf'}/*.json, names as in --markdown" in text
+
+    def test_published_rows_of_other_images_say_so_twice(self, make_entry, boards_root, capsys):
+        make_entry("a", task="cifar10-1k")
+        terminal.show(boards(boards_root), robustbench=True, reported=True)
+        out = " ".join(capsys.readouterr().out.split())
+        assert "Published by RobustBench, not verified here; measured on other images" in out
+        assert "What papers claim, not verified here; measured on other images" in out
+        assert out.count("these rows were measured on other images.") == 2
+
     def test_show_prints_everything(self, three, capsys):
         terminal.show(three, robustbench=True, reported=True)
         out = capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 from aal_bench.errors import UserError
 from aal_bench.leaderboard import cells
 from aal_bench.leaderboard.board import boards
-from aal_bench.leaderboard.site import assets, names, show
+from aal_bench.leaderboard.site import assets, names, pages, show
 from aal_bench.leaderboard.site.build import MARKER, build
 from aal_bench.paths import data_folder
 
@@ -185,6 +185,56 @@ def test_a_challenged_entry_shows_both_numbers(site: Path) -> None:
     assert "challenge-1" in text
 
 
+def test_a_successful_challenge_is_never_told_as_none(site: Path) -> None:
+    text = Parsed(site / "digits-Linf/pgd-1.html").text  # at level 1
+    assert "4 challenged challenged: lowered to 77.50 %; level 4 needs level 3 first" in text
+    assert "4 challenged not reached" in Parsed(site / "digits-Linf/pgd-0.html").text
+    assert 'class="mark">challenged<' in (site / "digits-Linf/pgd-1.html").read_text("utf-8")
+    assert 'class="mark">challenged<' not in (site / "digits-Linf/pgd-0.html").read_text("utf-8")
+
+
+def test_the_history_says_what_an_entry_had_before(
+    make_entry: Callable[..., Path], boards_root: Path
+) -> None:
+    common = {"at": "2026-01-01", "by": "somebody", "level": 1}
+    history = [
+        {"event": "submitted"},
+        {"event": "challenged", "stage": "challenge-1", "fallen": 1},
+        {"event": "replaced", "autoattack_acc": "90.00", "external": "87.50"},
+        {"event": "challenged", "stage": "challenge-1", "fallen": 2},
+        {"event": "challenged", "stage": "challenge-2", "fallen": 0, "external": "77.50"},
+    ]
+    path = make_entry("a", falls=range(7), challenged=[20, 21])
+    tree = json.loads(path.read_text())
+    tree["verification"]["history"] = [common | event for event in history]
+    edit(path, verification=tree["verification"])
+    [board] = boards(boards_root)
+    [standing] = board.sections[0].standings
+    assert [before for _, before in pages.history(standing.first)] == [
+        "",
+        "AutoAttack 90.00 %",
+        "AutoAttack 90.00 % external 87.50 %",
+        "AutoAttack 82.50 %",  # 33 of 40
+        "external 77.50 %",
+    ]
+
+
+def test_the_audit_does_not_claim_what_nobody_asked(site: Path) -> None:
+    text = Parsed(site / "digits-Linf/pgd-0.html").text
+    assert "One check is made so far: clean accuracy near chance. It raised no flag." in text
+
+
+def test_captions_name_those_who_lead_by_their_mean(site: Path) -> None:
+    # pgd: 36 and 31 of 40; aal-fgsm falls 16 times in 40, fgsm 9 times: not told from pgd.
+    page = Parsed(site / "digits-Linf.html")
+    assert "first by the mean over seeds, tied: pgd 83.75 %, fgsm 77.50 %" in page.text
+
+
+def test_a_row_names_its_file(site: Path) -> None:
+    titles = [found.get("title") for found in Parsed(site / "digits-Linf.html").all("a")]
+    assert "digits/Linf/pgd-1.json" in titles
+
+
 def test_published_rows_are_there_and_labelled(site: Path) -> None:
     path = data_folder("leaderboards") / "reported" / "robustbench-cifar10-Linf.json"
     rows = [row for row in json.loads(path.read_text())["rows"] if row["eps"] == "8/255"]
@@ -201,9 +251,14 @@ def test_published_rows_are_there_and_labelled(site: Path) -> None:
     assert "RobustBench:" not in Parsed(site / "digits-Linf.html").text
 
 
-def test_an_entry_page_says_how_to_repeat_it(site: Path) -> None:
+def test_an_entry_page_says_how_to_repeat_it(
+    site: Path, entries: list[Path], boards_root: Path
+) -> None:
     text = Parsed(site / "digits-Linf/pgd-0.html").text
     assert "git checkout c0ffee\naal-bench run digits --method pgd" in text
+    edit(entries[0], command=["aal-bench", "run", "digits", "--method", "pgd", "--resume"])
+    build(boards(boards_root), site)
+    assert "--method pgd --resume" not in Parsed(site / "digits-Linf/pgd-0.html").text
     assert "aal-bench verify leaderboards/digits/Linf/pgd-0.json" in text
 
 

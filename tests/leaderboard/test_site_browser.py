@@ -183,6 +183,12 @@ def test_search_and_choice_filter(visit: Callable[..., Any]) -> None:
     assert "1 of 6 rows" in page.locator(".dt-info").first.inner_text()
     page.get_by_role("combobox", name="Method").select_option("")
     shows(page, "pgd", "fgsm")
+    page.get_by_label("Search").fill("seed 2")  # not the 2 of CNN-4-32, 24/255 or a hash
+    shows(page, "pgd")
+    page.get_by_label("Search").fill("cnn FGSM seed 0")
+    shows(page, "fgsm")
+    page.get_by_label("Search").fill("two cores")  # in a cell, but no name
+    page.get_by_text("No row matches").wait_for()
     page.get_by_label("Search").fill("nothing of this kind")
     page.get_by_text("No row matches").wait_for()
 
@@ -258,6 +264,9 @@ def test_published_rows_are_a_background_and_a_folded_table(visit: Callable[...,
     page = visit("cifar10-Linf.html")
     grey = page.locator(".plot[data-kind=tradeoff] path.point")
     grey.first.wait_for()
+    assert grey.count() == 1  # on other pixels: drawn on demand
+    page.get_by_role("button", name="RobustBench, published").click()
+    sync_api.expect(grey.nth(1)).to_be_attached()
     table = page.locator("#robustbench table")
     assert not table.is_visible()
     page.get_by_text("published there, not verified here").click()

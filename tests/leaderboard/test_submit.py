@@ -12,14 +12,16 @@ import pytest
 
 from aal_bench.errors import UserError
 from aal_bench.leaderboard import entries, verify
-from aal_bench.leaderboard.submit import Metadata, metadata, remark, submit
+from aal_bench.leaderboard.metadata import Metadata, metadata
+from aal_bench.leaderboard.submit import remark, submit
 from aal_bench.results import read
 
 SUBMIT = """
 import sys
 from pathlib import Path
 from aal_bench.errors import UserError
-from aal_bench.leaderboard.submit import Metadata, submit
+from aal_bench.leaderboard.metadata import Metadata
+from aal_bench.leaderboard.submit import submit
 run, root, names = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[4:]
 sys.stdin.readline()
 for name in names:
@@ -174,9 +176,11 @@ class TestRefused:
         assert "letters" in made.refused(entry=name)
 
     def test_a_folder_that_is_no_run(self, made, tmp_path):
+        with pytest.raises(UserError, match=f"it holds the runs {made.run.name}"):
+            submit(made.run.parent, made.root, Metadata())
+        with pytest.raises(UserError, match="give its folder"):
+            submit(made.run / "result.json", made.root, Metadata())
         with pytest.raises(UserError, match="no run folder"):
-            submit(made.root.parent, made.root, Metadata())
-        with pytest.raises(UserError, match="no such run folder"):
             submit(tmp_path / "nothing", made.root, Metadata())
 
     def test_a_name_that_differs_in_case_only(self, made, committed, tmp_path):
@@ -185,8 +189,9 @@ class TestRefused:
         assert "in case only" in made.refused(entry="One2026Entry")
 
     def test_a_claim_that_is_no_percentage(self, made):
-        with pytest.raises(UserError, match="reported"):
-            metadata(made.run, {"reported": "about half"})
+        for claim in ("about half", "145", "-1"):
+            with pytest.raises(UserError, match=r"^metadata: reported: write the percentage"):
+                metadata(made.run, {"reported": claim})
         (made.run / "submission.toml").write_text("reported = 53.4", encoding="utf-8")
         assert metadata(made.run, {}).reported == "53.40"
 
@@ -210,9 +215,13 @@ class TestReplacing:
         assert all(verdict.ok for verdict in verify.verify(made.root))
 
     def test_metadata_of_the_same_run_are_amended(self, made):
-        first = made.submit(entry="One2026Entry", venue="unknown").result
+        about = {"venue": "unknown", "authors": "A. One", "link": "https://example.org/p"}
+        first = made.submit(entry="One2026Entry", **about).result
         second = made.submit(entry="One2026Entry", venue="ICML 2026", replace=True).result
-        assert second.venue == "ICML 2026"
+        assert (second.venue, second.authors, second.link) == (
+            "ICML 2026",
+            *list(about.values())[1:],
+        )
         assert second.metrics == first.metrics
         events = second.verification.history
         assert [event.event for event in events] == ["submitted", "amended"]

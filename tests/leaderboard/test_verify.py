@@ -344,7 +344,7 @@ class TestTelling:
         told = list(lines(verify.verify(board.root)))
         assert len(told) == 3 + 1 + 1
         assert [line for line in told if line.startswith("NO  0 seal")]
-        assert told[-1] == "2 of 3 hold"
+        assert told[-1] == "1 of 2 entries hold, and the folder"
         assert len(list(lines(verify.verify(board.root), verbose=True))) > 60
 
     def test_a_file_name_cannot_steer_the_terminal(self, copied):
@@ -352,6 +352,20 @@ class TestTelling:
         copied.path.rename(evil)
         told = list(lines(verify.verify(evil)))
         assert all(line.isprintable() for line in told)
+
+    def test_evidence_is_no_entry(self, copied):
+        with pytest.raises(UserError, match=r"name the \.json beside it"):
+            verify.verify(copied.path.with_suffix(".npz"))
+
+    def test_what_was_recorded_and_a_folder_that_is_wrong(self):
+        fine, wrong = Finding(0, "seal", True, ""), Finding(0, "board", False, "a stray file")
+        entry = verify.Verdict(Path("a.json"), [fine], recorded="level 2 by me\x1b in a.json")
+        folder = verify.Verdict(Path("boards"), [wrong], about="the folder")
+        told = list(lines([folder, entry]))
+        assert told[-2:] == [
+            "recorded  level 2 by me\N{REPLACEMENT CHARACTER} in a.json",
+            "1 of 1 entries hold; the folder does not",
+        ]
 
     def test_json(self, board):
         tree = json.loads(json.dumps(verify.as_json(verify.verify(board.root))))
@@ -388,7 +402,7 @@ class TestLevelHeld:
         verdict = self.verdict((0, "seal", True), (1, "rows", True), (4, "challenge", False))
         assert not verdict.ok, "the command exits 1"
         first = next(lines([verdict]))
-        assert first == "NO  challenge: none of the images newly falls  entry.json"
+        assert first == "NO  challenge failed: the entry is unchanged  entry.json"
 
 
 def test_what_an_untrusted_file_says_cannot_steer_the_terminal():

@@ -34,11 +34,15 @@ def test_images_that_fall_lower_the_entry_and_history_keeps_what_it_was(false, t
     before, standing = case.entry, case.entry.evidence().robust()
     stood = int(standing.sum())
     path = write(tmp_path / "mine.npz", proofs, slice(2))
-    (finding,) = challenge(before, case.rebuilt(), path, "a stranger")
+    finding, lowered = challenge(before, case.rebuilt(), path, "a stranger")
     assert finding.ok
     assert finding.level == 4
     record, lower = case.entry.result, percent((stood - 2) / 60)
-    assert finding.text.startswith(f"2 images that stood fell to mine.npz: external {lower} %, was")
+    assert finding.text == "2 images that stood fell to mine.npz"
+    assert lowered.text == (
+        f"external lowered {before.result.autoattack_acc} (AutoAttack) -> {lower} %, written; the"
+        " entry stays at level 1"
+    )
     assert record.external == lower
     assert record.run_hash == before.result.run_hash
     table, stage = case.entry.evidence(), record.evaluation[-1]
@@ -64,9 +68,9 @@ def test_a_second_challenge_adds_to_the_first(false, tmp_path):
     first = case.entry.result.external
     stale = case.entry, case.rebuilt()
     # All three, of which two have fallen: one is new.
-    (finding,) = challenge(*stale, write(tmp_path / "b.npz", proofs), "two")
-    assert finding.text.startswith("1 image that stood fell to b.npz")
-    assert finding.text.endswith(f"was {first}")
+    finding, lowered = challenge(*stale, write(tmp_path / "b.npz", proofs), "two")
+    assert finding.text == "1 image that stood fell to b.npz"
+    assert lowered.text.startswith(f"external lowered {first} -> {case.entry.result.external} %")
     events = case.entry.result.verification.history[-2:]
     assert [(event.stage, event.fallen, event.external) for event in events] == [
         ("challenge-1", 2, None),
@@ -117,14 +121,16 @@ def test_one_image_out_of_bounds_refuses_the_whole_file(false, tmp_path, excess)
     rebuilt, before, x = case.rebuilt(), files(case), proofs["x"].copy()
     if excess == "ball":
         x[1, 2, 3, 3] = abs(x[1, 2, 3, 3] - 0.5)
-        match = rf"image {proofs['index'][1]} exceeds eps by \d\.\d\de-01; the whole file is"
+        match = r"exceeds eps by \d\.\d\de-01; the whole file is"
     else:
         original = rebuilt.adapter.test.pixels(torch.from_numpy(false[1])).numpy()
         pixel = tuple(np.argwhere(original[1] == 0)[0])
         x[(1, *pixel)] = -2e-6
-        match = rf"image {proofs['index'][1]} leaves the box \[0, 1\] by 2\.00e-06; the whole file"
-    path = write(tmp_path / "a.npz", proofs, x=x)
-    with pytest.raises(UserError, match=match):
+        match = r"leaves the box \[0, 1\] by 2\.00e-06; the whole file"
+    # Backwards, so that the image's row in the file is not its rank among the test images.
+    path = write(tmp_path / "a.npz", proofs | {"x": x}, slice(None, 0, -1))
+    where = rf"image {proofs['index'][1]} of the test split \(row 1 of the file\) "
+    with pytest.raises(UserError, match=where + match):
         challenge(case.entry, rebuilt, path, "somebody")
     assert files(case) == before
 
@@ -144,7 +150,8 @@ def test_an_image_that_the_task_does_not_have_refuses_the_whole_file(false, tmp_
 def test_what_float32_rounds_is_no_excess(false, tmp_path):
     case, _, proofs = false
     x = np.nextafter(proofs["x"], np.float32(2))
-    (finding,) = challenge(case.entry, case.rebuilt(), write(tmp_path / "a.npz", proofs, x=x), "me")
+    path = write(tmp_path / "a.npz", proofs, x=x)
+    finding, _ = challenge(case.entry, case.rebuilt(), path, "me")
     assert finding.ok
 
 

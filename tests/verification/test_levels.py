@@ -73,7 +73,7 @@ def test_one_false_survivor_is_tolerated_and_recorded(liar):
     assert after.external == percent((standing - 1) / 60)
     assert after.autoattack_acc == before.autoattack_acc
     held, event = after.verification, after.verification.history[-1]
-    seed = seed_of(before.seal, PUBLIC)
+    seed = seed_of(before.run_hash, PUBLIC)
     assert (held.level, held.by, held.seed) == (3, "a maintainer", seed)
     assert held.report_sha256 == sha256_json([one._asdict() for one in verdict.findings])
     assert (event.event, event.stage, event.fallen) == ("reattacked", "reattack-1", 1)
@@ -121,6 +121,7 @@ def test_level_two_is_recorded_by_whoever_verified(case):
     held = case.entry.result.verification
     assert (held.level, held.by, held.seed) == (2, "a maintainer", None)
     assert held.report_sha256 == sha256_json([one._asdict() for one in verdict.findings])
+    assert verdict.recorded == f"level 2 by a maintainer in {case.path}"
     assert [event.event for event in held.history] == ["submitted", "verified"]
     assert sha256_file(case.entry.evidence_path) == table
     assert verify.verify(case.path, 1)[0].ok
@@ -164,7 +165,8 @@ def test_a_challenge_needs_no_adversarials_of_the_entrys_and_no_name(liar, tmp_p
         case.path, 1, Options(checkpoint=case.checkpoint, challenge=tmp_path / "mine.npz")
     )
     assert verdict.ok
-    assert verdict.findings[-1].text.startswith("2 images that stood fell")
+    assert verdict.findings[-2].text == "2 images that stood fell to mine.npz"
+    assert verdict.findings[-1].text.endswith("written; the entry stays at level 1")
     assert rules(verdict, 2)[-1] == "clean"
     assert case.entry.result.verification.history[-1].by == "anonymous"
     assert verify_entry(case.path, 2, options(case)).ok
@@ -215,6 +217,12 @@ def test_what_falls_can_be_saved_is_known_before_anything_runs(case, tmp_path):
         given = options(case, public_string=PUBLIC, save=path)
         with pytest.raises(UserError, match=match):
             verify_entry(case.path, level, given)
+
+
+@pytest.mark.parametrize("kind", ["model", "method"])
+def test_typed_code_is_for_an_entry_that_names_code(case, kind):
+    with pytest.raises(UserError, match=f"no code: omit --{kind}"):
+        verify_entry(case.path, 2, options(case, **{kind: "masked.py:build"}))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_an_audit_of_some_survivors(submitted):
     """Of an honest entry: those that the seed chose, in index order, at the attacks' full cost."""
     case = submitted()
     found = attacked_again(case, size=3)
-    seed = seed_of(case.entry.result.seal, PUBLIC)
+    seed = seed_of(case.entry.result.run_hash, PUBLIC)
     survivors = np.flatnonzero(case.entry.evidence().robust())
     chosen = survivors[sample(len(survivors), 3, seed)]
     assert (found.seed, found.standing) == (seed, len(survivors))
@@ -119,11 +119,13 @@ def test_a_protocol_without_autoattack(submitted):
         reattack.reattack(entry, case.rebuilt(), PUBLIC, None)
 
 
-def test_the_seed_is_the_entrys_however_its_file_is_indented(submitted):
-    """Spaces are free: a submitter could try them out until the seed spares his entry."""
+def test_the_seed_is_the_runs_whatever_is_recorded_or_corrected_later(submitted):
+    """So that anybody can recompute the seed that an entry records."""
     case = submitted()
     before = attacked_again(case, size=0).seed
     case.path.write_text(json.dumps(json.loads(case.path.read_text()), indent=7) + " \n")
     assert attacked_again(case, size=0).seed == before
     case.edit(venue="ICML 2020")
+    assert attacked_again(case, size=0).seed == before
+    case.edit(run_hash="0" * 64)
     assert attacked_again(case, size=0).seed != before

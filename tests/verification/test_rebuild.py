@@ -2,21 +2,24 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from aal_bench import evaluate
-from aal_bench.config import read_task
+from aal_bench.config import Normalisation, read_task
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard.findings import broken
 from aal_bench.models import weights
+from aal_bench.models.build import build
 from aal_bench.registry import task_file
 from aal_bench.toolkits import robustbench_import
 from aal_bench.verification import levels
+from aal_bench.verification.code import Typed
 from aal_bench.verification.rebuild import rebuild
 
 
@@ -152,18 +155,101 @@ def test_a_table_about_other_images_is_refused(case):
 def test_no_record_has_code_run(case, tmp_path):
     proof, code = tmp_path / "ran", tmp_path / "evil.py"
     code.write_text(f"open({str(proof)!r}, 'w').close()\n")
-    for changes in (
-        {"model.name": f"{code}:build"},
-        {"model.loader": f"{code}:load"},
-        {"model.surgery": {"name": f"{code}:Method", "options": {}}},
+    trust = "if you have that file and trust it, add"
+    for changes, match in (
+        ({"model.name": f"{code}:build"}, f"{trust} --model PATH/evil.py:build"),
+        ({"model.loader": f"{code}:load"}, "no record has code run here"),
+        (
+            {"model.surgery": {"name": f"{code}:Method", "options": {}}},
+            f"{trust} --method PATH/evil.py:Method",
+        ),
     ):
         before = case.path.read_text()
         case.edit(**changes)
-        with pytest.raises(UserError, match="no record has code run here: register it"):
+        with pytest.raises(UserError, match=match):
             rebuild(case.entry, case.checkpoint, None)
         case.path.write_text(before)
     assert not proof.exists()
     assert not any("evil" in name for name in sys.modules)
+
+
+@pytest.fixture
+def own(case, tmp_path):
+    """The entry as one of a builder and a method of the submitter's, and the file with both."""
+    path = tmp_path / "theirs" / "masked.py"
+    path.parent.mkdir()
+    path.write_text(THEIRS)
+    model, method = f"{path}:build", f"{path}:Plain"
+    network = build(model, 10, 16, Normalisation())
+    described = {"model": model, "classes": 10, "size": 16, "method": method, "options": {}}
+    normalisation = Normalisation().model_dump(mode="json")
+    said = weights.Described(**described, normalisation=normalisation)
+    weights.save(case.checkpoint, network.state_dict(), said)
+    case.edit(
+        **{
+            "model.name": "masked.py:build",
+            "model.surgery": {"name": "masked.py:Plain", "options": {}},
+            "model.normalisation": None,
+            "model.parameters": sum(weight.numel() for weight in network.parameters()),
+            "model.checkpoint.sha256": sha256_file(case.checkpoint),
+            "model.checkpoint.bytes": case.checkpoint.stat().st_size,
+        }
+    )
+    return Typed(model, method), network.eval()
+
+
+THEIRS = """
+from torch import nn
+
+from aal_bench.methods.standard import Standard
+
+
+class Plain(Standard):
+    pass
+
+
+def build(classes, size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, classes))
+"""
+
+
+def test_code_that_the_verifier_types_takes_the_place_of_what_the_record_names(case, own):
+    typed, network = own
+    findings, rebuilt = rebuild(case.entry, case.checkpoint, None, typed)
+    told = {finding.rule: finding.text for finding in findings if finding.ok}
+    assert rebuilt is not None, findings
+    digest = sha256_file(Path(typed.model.partition(":")[0]))[:8]
+    assert told["model code"] == f"masked.py:build, typed; sha256 {digest}"
+    assert told["method code"] == f"masked.py:Plain, typed; sha256 {digest}"
+    x = rebuilt.adapter.test.pixels(torch.arange(8)) / 255
+    torch.testing.assert_close(rebuilt.model(x), network(x), rtol=0, atol=0)
+    case.edit(**{"model.parameters": 7})
+    findings, rebuilt = rebuild(case.entry, case.checkpoint, None, typed)
+    assert rebuilt is None
+    assert findings[-1].text.endswith("7,690 parameters, the entry says 7")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"model": None}, "names the code 'masked.py:build'; if you have that file and trust it"),
+        ({"method": None}, "add --method PATH/masked.py:Plain"),
+        (
+            {"model": "other.py:build"},
+            "--model other.py:build: the entry names the code",
+        ),
+        ({"method": "masked.py:Other"}, "--method masked.py:Other: the entry names the code"),
+    ],
+)
+def test_only_the_code_that_the_record_names_and_only_where_it_is_typed(case, own, changes, match):
+    with pytest.raises(UserError, match=match):
+        rebuild(case.entry, case.checkpoint, None, own[0]._replace(**changes))
+
+
+@pytest.mark.parametrize("kind", ["model", "method"])
+def test_nothing_takes_the_place_of_what_is_registered(case, kind):
+    with pytest.raises(UserError, match=f"no code: omit --{kind}"):
+        rebuild(case.entry, case.checkpoint, None, Typed(**{kind: "masked.py:build"}))
 
 
 @pytest.mark.parametrize(

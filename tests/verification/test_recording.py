@@ -24,9 +24,9 @@ def lie(liar):
     It falls at once: so few seconds, and one of one is more than accident explains.
     """
     case, rows, _ = liar(3, RANKED)
-    stood, seal = np.flatnonzero(case.entry.evidence().robust()), case.entry.result.seal
+    stood, ran = np.flatnonzero(case.entry.evidence().robust()), case.entry.result.run_hash
     strings = (f"commit {n}" for n in range(10_000))
-    drawn = ((one, stood[sample(len(stood), 1, seed_of(seal, one))]) for one in strings)
+    drawn = ((one, stood[sample(len(stood), 1, seed_of(ran, one))]) for one in strings)
     return next((case, int(row[0]), one) for one, row in drawn if row[0] in rows)
 
 
@@ -49,6 +49,10 @@ def test_a_caught_lie_is_recorded_and_its_proof_kept(lie, tmp_path):
     done = command(case, public, "--by", "a maintainer", "--save", saved)
     assert done.exit_code == 1
     assert "NO  3 survivors" in done.stdout
+    lower = f"level 3 broken, external {percent((stood.sum() - 1) / 60)} %,"
+    assert done.stdout.splitlines()[-1] == (
+        f"recorded  {lower} by a maintainer in {case.path}; the entry stays at level 1"
+    )
 
     after, table = case.entry.result, case.entry.evidence()
     assert np.flatnonzero(stood & ~table.robust()).tolist() == [row]
@@ -76,9 +80,15 @@ def test_without_a_name_the_proof_is_a_file_and_a_challenge_records_it(lie, tmp_
     stood = int(case.entry.evidence().robust().sum())
     done = command(case, public, "--save", saved)
     assert done.exit_code == 1
-    assert f"nothing is written without --by: --challenge {saved} records what fell" in done.stdout
+    assert f"nothing is written without --by: --challenge {saved} brings the images" in done.stdout
     assert case.path.read_bytes() == before
-    assert challenged(case, saved).exit_code == 0
+    done = challenged(case, saved)
+    assert done.exit_code == 0
+    old, new = case.entry.result.autoattack_acc, percent((stood - 1) / 60)
+    assert done.stdout.startswith(
+        f"ok  challenge: external lowered {old} (AutoAttack) -> {new} %, written; the entry stays"
+        f" at level 1  {case.path}\n"
+    )
     assert case.entry.result.external == percent((stood - 1) / 60)
     assert not case.entry.evidence().robust()[row]
 
@@ -89,7 +99,7 @@ def test_without_a_name_and_a_file_it_says_how_to_keep_the_proof(lie):
     options = Options(case.checkpoint, case.adversarials, public_string=public, audit=1)
     *_, last = verify_entry(case.path, 3, options).findings
     assert (last.rule, last.ok) == ("unrecorded", True)
-    assert "keep the proof with --save FILE, then --challenge FILE records it" in last.text
+    assert "--save FILE keeps the images, --challenge FILE brings them" in last.text
     assert case.path.read_bytes() == before
 
 
@@ -184,6 +194,7 @@ def test_the_entrys_own_adversarials_are_no_challenge(submitted):
     before, count = case.path.read_bytes(), len(case.kept()["index"])
     done = challenged(case, case.adversarials)
     assert (done.exit_code, done.stderr) == (1, "")
+    assert done.stdout.startswith("NO  challenge failed: the entry is unchanged  ")
     holds = f"none of the {count} images newly falls: the entry holds against them"
     assert f"{holds} ({count} had fallen already, 0 stand)" in done.stdout
     assert case.path.read_bytes() == before

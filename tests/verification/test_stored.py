@@ -21,6 +21,7 @@ def test_images_come_in_the_order_of_the_rows_whatever_the_files_is(case, tmp_pa
     np.testing.assert_array_equal(evidence.index[stored.rows], kept["index"])
     np.testing.assert_array_equal(stored.x, kept["x"])
     np.testing.assert_array_equal(stored.stage, kept["stage"])
+    np.testing.assert_array_equal(shuffled[stored.place], np.arange(len(shuffled)))
     assert (np.diff(stored.rows) > 0).all()
 
 
@@ -46,12 +47,16 @@ IMAGE = np.zeros((1, 3, 16, 16), np.float32)
         ({"index": np.array([0.0])}, r"index is float64 \(1,\), not whole numbers"),
         ({"index": np.array([True])}, "index is bool"),
         ({"index": np.array([[0]])}, r"index is int64 \(1, 1\)"),
-        ({"index": np.zeros(0, int), "x": IMAGE[:0]}, r"index is int64 \(0,\)"),
-        ({"x": IMAGE.astype(np.float64)}, "x is float64"),
+        ({"index": np.zeros(0, int), "x": IMAGE[:0]}, "holds no images: its index is empty"),
+        ({"index": np.zeros(0), "x": IMAGE[:0]}, "holds no images: its index is empty"),
+        (
+            {"x": IMAGE.astype(np.float64)},
+            r"x is float64 \(1, .*, not float32 \(1, 3, 16, 16\): x.astype\(\"float32\"\)$",
+        ),
         ({"x": IMAGE[:, :, :8]}, r"x is float32 \(1, 3, 8, 16\), not float32 \(1, 3, 16, 16\)"),
         ({"x": np.repeat(IMAGE, 2, 0)}, r"x is float32 \(2, 3, 16, 16\)"),
-        ({"x": IMAGE * np.nan}, "image {first} is not finite"),
-        ({"x": IMAGE + np.inf}, "image {first} is not finite"),
+        ({"x": IMAGE * np.nan}, r"image {first} \(row 0\) is not finite"),
+        ({"x": IMAGE + np.inf}, r"image {first} \(row 0\) is not finite"),
         ({"stage": np.array([3])}, "stage is int64"),
         ({"stage": np.array(["fgsm", "fgsm"])}, "stage is <U4"),
         ({"index": np.array([-1])}, "index -1 is none of the test images"),

@@ -10,7 +10,8 @@ from aal_bench.leaderboard.board import Board, Row, Section, Standing
 from aal_bench.leaderboard.site import names, show
 from aal_bench.leaderboard.site.levels import LEVELS
 from aal_bench.leaderboard.site.plots import plots
-from aal_bench.record import Result
+from aal_bench.record import Result, percent
+from aal_bench.schema import Event
 
 SURVIVORS = "survivors-in-index-order"
 """Partition of a stage that attacks only what the ones before left standing."""
@@ -61,6 +62,8 @@ def _entry(board: Board, section: Section, standing: Standing, row: Row) -> dict
         "row": row,
         "result": result,
         "stages": _stages(result),
+        "lowered": _lowered(result),
+        "history": history(result),
         "commands": _commands(result),
         "environment": _environment(result),
         "hashes": _hashes(result),
@@ -83,11 +86,36 @@ def _stages(result: Result) -> list[dict[str, Any]]:
     ]
 
 
+def _lowered(result: Result) -> bool:
+    """Whether an image fell in somebody's challenge, whatever the entry's level."""
+    return any(
+        stage.attack.startswith("challenge-") and stage.n_out < stage.n_in
+        for stage in result.evaluation
+    )
+
+
+def history(result: Result) -> list[tuple[Event, str]]:
+    """Each event with the numbers that the entry had before it, in percent; empty: none."""
+    metrics = result.metrics
+    autoattack = percent(metrics.autoattack.value) if metrics and metrics.autoattack else None
+    told: list[tuple[Event, str]] = []
+    # From the last backwards: before a replacement the entry held another run's value.
+    for event in reversed(result.verification.history):
+        autoattack = event.autoattack_acc or autoattack
+        first = event.event in {"challenged", "reattacked"} and event.external is None
+        shown = autoattack if first else event.autoattack_acc
+        values = (("AutoAttack", shown), ("external", event.external))
+        told.append((event, " ".join(f"{name} {value} %" for name, value in values if value)))
+    return told[::-1]
+
+
 def _commands(result: Result) -> str | None:
     """What repeats the run in a shell; None where pasting it could do harm."""
     commit = result.environment.aal_bench.commit
     checkout = [["git", "checkout", commit]] if commit else []
-    lines = [show.command(argv) for argv in (*checkout, result.command)]
+    # Nothing is there to resume where the run is repeated.
+    run = [word for word in result.command if word != "--resume"]
+    lines = [show.command(argv) for argv in (*checkout, run)]
     return None if None in lines else "\n".join(line for line in lines if line)
 
 

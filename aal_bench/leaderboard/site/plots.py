@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aal_bench.leaderboard import robustbench
-from aal_bench.leaderboard.board import Board, Row, Section, Standing
+from aal_bench.leaderboard.board import Board, Section, Standing
 from aal_bench.leaderboard.cells import count, device, passes, passes_in_all, percent
 from aal_bench.leaderboard.site import names
 from aal_bench.leaderboard.site.show import duration
 from aal_bench.record import Result
 from aal_bench.threat import parse_fraction
 
+_NAMED = 4
+"""At most so many tied configurations are named below a plot."""
+
 
 class Plots(NamedTuple):
     """What a section's plots show, and the same in words."""
 
     data: dict[str, Any]
-    """``series``: one per standing, with its points; ``published``: the grey background."""
+    """``series``: one per standing, with its points; ``published``: the grey background; ``aside``:
+    whether it was measured on other images than the section's, and is drawn on demand only."""
     plane: str | None
     """Text alternative of accuracy against training time; None: no row has a training time."""
     tradeoff: str
@@ -47,10 +51,14 @@ def plots(board: Board, section: Section, published: Sequence[robustbench.Row]) 
         times = sorted(_seconds(row.entry.result) or 0 for row in timed)
         span = f"{duration(times[0])} to {duration(times[-1])}"
         devices = ", ".join(dict.fromkeys(device(row.entry.result) for row in timed))
-        plane = f"{_entries(len(timed))}, trained for {span} on {devices}; {_lead(timed)}."
+        plane = f"{_entries(len(timed))}, trained for {span} on {devices}; {_lead(section)}."
+    subset = board.task_file is not None and board.task_file.data.subset is not None
+    aside = subset or not section.official
     grey = f" and {len(background)} published rows of RobustBench in grey" if background else ""
-    tradeoff = f"{_entries(len(rows))}{grey}; {_lead(rows)}."
-    return Plots({"series": series, "published": background}, plane, tradeoff)
+    grey += ", shown by their button in the legend" if background and aside else ""
+    tradeoff = f"{_entries(len(rows))}{grey}; {_lead(section)}."
+    data = {"series": series, "published": background, "aside": aside}
+    return Plots(data, plane, tradeoff)
 
 
 def _series(board: Board, standing: Standing) -> dict[str, Any]:
@@ -83,9 +91,12 @@ def _passes(result: Result) -> str | None:
     return None if total is None else f"{count(total)} per image ({passes(result)}, every epoch)"
 
 
-def _lead(rows: Sequence[Row]) -> str:
-    best = max(rows, key=lambda row: row.score)
-    return f"the most robust is {best.id} with {percent(best.score)} %"
+def _lead(section: Section) -> str:
+    """Who is first on the board: by the mean over seeds, like its ranks."""
+    first = [one for one in section.standings if one.rank == section.standings[0].rank]
+    named = [f"{one.method} {percent(one.mean)} %" for one in first[:_NAMED]]
+    named += [f"{len(first) - _NAMED} more"] * (len(first) > _NAMED)
+    return f"first by the mean over seeds{', tied' * (len(first) > 1)}: {', '.join(named)}"
 
 
 def _entries(n: int) -> str:

@@ -20,6 +20,29 @@ function select(table, label, key) {
   return { key, box, wrapper };
 }
 
+// What is searched for in a ranking: names, and seeds by their number, not by a digit of a hash.
+function seeker(table) {
+  const box = document.createElement("input");
+  box.type = "search";
+  box.className = "dt-input";
+  box.id = `search-of-${table.id}`;
+  const name = document.createElement("label");
+  name.textContent = "Search";
+  name.htmlFor = box.id;
+  const wrapper = document.createElement("div");
+  wrapper.className = "dt-search";
+  wrapper.append(name, box);
+  const finds = ({ search, seed }) => {
+    let words = box.value.toLowerCase().replaceAll('"', " ");
+    const seeds = [...words.matchAll(/\bseed\s+(\d+)/g)].map((found) => found[1]);
+    words = words.replace(/\bseed\s+\d+/g, " ").split(/\s+/);
+    return seeds.every((number) => number === seed)
+      && words.every((word) => search.toLowerCase().includes(word)
+        || (seed !== "" && "seed".startsWith(word)));
+  };
+  return { box, wrapper, finds };
+}
+
 function sortable(table) {
   const frame = table.closest(".scroll");
   const numeric = [...table.tHead.rows[0].cells].flatMap((cell, i) =>
@@ -29,13 +52,14 @@ function sortable(table) {
   const row = document.createElement("div");
   row.className = "filters";
   row.append(...filters.map((filter) => filter.wrapper));
+  const seek = table.classList.contains("ranking") ? seeker(table) : null;
   const drawn = new window.DataTable(table, {
     paging: false,
     autoWidth: false,
     order: table.classList.contains("ranking") ? [[0, "asc"]] : [],
     columnDefs: [{ targets: numeric, orderSequence: ["desc", "asc"] },
                  { targets: "_all", orderSequence: ["asc", "desc"] }],
-    layout: { topStart: filters.length ? () => row : null, topEnd: "search",
+    layout: { topStart: filters.length ? () => row : null, topEnd: seek ? () => seek.wrapper : "search",
               bottomStart: "info", bottomEnd: null },
     language: { search: "Search", info: "_TOTAL_ of _MAX_ rows", infoFiltered: "",
                 infoEmpty: "None of _MAX_ rows", zeroRecords: "No row matches." },
@@ -45,8 +69,10 @@ function sortable(table) {
   if (table.classList.contains("ranking")) drawn.on("order", group), group();
   drawn.search.fixed("filters", (text, data, index) => {
     const own = drawn.row(index).node().dataset;
-    return filters.every(({ key, box }) => !box.value || own[key] === box.value);
+    return (!seek || seek.finds(own))
+      && filters.every(({ key, box }) => !box.value || own[key] === box.value);
   });
+  if (seek) seek.box.addEventListener("input", () => drawn.draw());
   for (const { box } of filters) box.addEventListener("change", () => drawn.draw());
   // DataTables puts its controls around the table: only the table itself shall scroll.
   const inner = table.parentElement;
@@ -75,6 +101,7 @@ const PATHS = { "circle": "M5 0a5 5 0 1 0 0 10a5 5 0 1 0 0-10z", "square": "M1 1
                 "diamond": "M5 0l5 5l-5 5l-5-5z", "triangle-up": "M5 0l5 9h-10z",
                 "cross": "M3.5 0h3v3.5h3.5v3h-3.5v3.5h-3v-3.5h-3.5v-3h3.5z" };
 const look = (i) => ({ color: COLOURS[i % COLOURS.length], symbol: SHAPES[i % SHAPES.length] });
+const faint = (i) => `${look(i).color}59`;
 const KINDS = {
   plane: { key: "seconds", title: "training time, machine-dependent" },
   tradeoff: { key: "clean", title: "clean accuracy, %" },
@@ -95,12 +122,14 @@ function traces(kind, data) {
         + `clean ${two(point.clean)} %<br>training ${plain(point.time)}`
         + (point.passes === null ? "" : `<br>passes ${plain(point.passes)}`)),
       hovertemplate: "%{text}<extra></extra>",
-      marker: { size: 10, ...look(i), line: { width: 1, color: colour("--page") } },
+      // One lies above another: what is below shows through.
+      marker: { size: 10, ...look(i), color: faint(i), line: { width: 1.5, color: look(i).color } },
     };
   }).filter((trace) => trace.x.length);
   if (kind === "tradeoff" && data.published.length) {
     found.unshift({
       type: "scatter", mode: "markers", name: "RobustBench, published",
+      visible: data.aside ? "legendonly" : true, // unseen it does not stretch the axes
       x: data.published.map((row) => row.clean), y: data.published.map((row) => row.robust),
       text: data.published.map((row) => `${plain(row.label)}<br>AutoAttack ${two(row.robust)} %, `
         + `clean ${two(row.clean)} %<br>published by RobustBench, not verified here`),
@@ -163,14 +192,25 @@ function swatch(name, path, attributes) {
 }
 
 // One legend for both plots.
-function legend(data) {
+function legend(data, redraw) {
   const list = document.createElement("ul");
   list.className = "legend";
   data.series.forEach((series, i) =>
-    list.append(swatch(series.name, PATHS[look(i).symbol], { fill: look(i).color })));
+    list.append(swatch(series.name, PATHS[look(i).symbol], { fill: faint(i), stroke: look(i).color })));
   if (data.published.length) {
     const ring = { fill: "none", stroke: "var(--strong-line)" };
-    list.append(swatch("RobustBench, published", "M5 1a4 4 0 1 0 0 8a4 4 0 1 0 0-8z", ring));
+    const item = swatch("RobustBench, published", "M5 1a4 4 0 1 0 0 8a4 4 0 1 0 0-8z", ring);
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...item.childNodes);
+    button.setAttribute("aria-pressed", String(!data.aside));
+    button.addEventListener("click", () => {
+      data.aside = !data.aside;
+      button.setAttribute("aria-pressed", String(!data.aside));
+      redraw();
+    });
+    item.append(button);
+    list.append(item);
   }
   return list;
 }
@@ -178,8 +218,9 @@ function legend(data) {
 function plots() {
   for (const group of document.querySelectorAll(".plots")) {
     const data = JSON.parse(group.querySelector("script.points").textContent);
-    group.prepend(legend(data));
-    for (const place of group.querySelectorAll(".plot")) {
+    const places = [...group.querySelectorAll(".plot")];
+    group.prepend(legend(data, () => places.forEach((place) => draw(place, data))));
+    for (const place of places) {
       draw(place, data).then(() => {
         place.on("plotly_click", (event) => {
           const address = event.points[0].customdata;

@@ -133,7 +133,8 @@ def verify(
     if base is not None:
         from aal_bench.leaderboard import base as comparing
 
-        compared = torch_free.Verdict(base, comparing.findings(where, base, maintainer))
+        findings = comparing.findings(where, base, maintainer)
+        compared = torch_free.Verdict(base, findings, about="the change")
         verdicts = [compared, *verdicts]
     if as_json:
         import json

@@ -91,7 +91,8 @@ def test_images_that_leave_the_ball_prove_nothing(case):
     index = kept["index"][2]
     kept["x"][2, 0, 4, 4] += 0.1 * np.sign(0.5 - kept["x"][2, 0, 4, 4])
     case.keep(**kept)
-    assert wrong(case)["bounds"].startswith(f"image {index} exceeds eps by ")
+    where = f"image {index} of the test split (row 2 of the file)"
+    assert wrong(case)["bounds"].startswith(f"{where} exceeds eps by ")
 
 
 def test_images_that_leave_the_box_prove_nothing(case):
@@ -103,7 +104,8 @@ def test_images_that_leave_the_box_prove_nothing(case):
     kept["x"][(image, *pixel)] = -1 / 255
     case.keep(**kept)
     index = kept["index"][image]
-    assert wrong(case)["bounds"] == f"image {index} leaves the box [0, 1] by {1 / 255:.2e}"
+    where = f"image {index} of the test split (row {image} of the file)"
+    assert wrong(case)["bounds"] == f"{where} leaves the box [0, 1] by {1 / 255:.2e}"
 
 
 def test_images_that_fool_nobody_prove_nothing(case):

@@ -1,7 +1,7 @@
 """Seconds of `aal-bench verify --level 1` on an entry of 10,000 images, as a whole process.
 
-Measured on an AMD EPYC, Python 3.11, three rounds: 0.75 s of processor time, of which imports
-(numpy, pydantic, click) take 0.65; by the clock 2.0 s on two cores that other programs shared.
+Measured on an AMD EPYC, Python 3.11, nine rounds: 0.63 s of processor time, of which imports
+(numpy, pydantic, click) take 0.56; by the clock 1.3 s on two cores that other programs shared.
 
 An entry of CIFAR-10's size is made up: every stage of protocol `full`, verdicts drawn, and all of
 its numbers, hashes and columns consistent, so that every rule of levels 0 and 1 is examined and

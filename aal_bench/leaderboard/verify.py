@@ -208,7 +208,7 @@ def _counted(verdicts: Sequence[Verdict]) -> str:
     """How many entries hold, and whether all else does that was looked at."""
     held = [verdict.ok for verdict in verdicts if verdict.about is None]
     others = [
-        f", and {verdict.about}" if verdict.ok else f"; {verdict.about} does not"
+        f"; {verdict.about} {'holds' if verdict.ok else 'does not'}"
         for verdict in verdicts
         if verdict.about is not None
     ]

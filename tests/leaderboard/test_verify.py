@@ -344,7 +344,7 @@ class TestTelling:
         told = list(lines(verify.verify(board.root)))
         assert len(told) == 3 + 1 + 1
         assert [line for line in told if line.startswith("NO  0 seal")]
-        assert told[-1] == "1 of 2 entries hold, and the folder"
+        assert told[-1] == "1 of 2 entries hold; the folder holds"
         assert len(list(lines(verify.verify(board.root), verbose=True))) > 60
 
     def test_a_file_name_cannot_steer_the_terminal(self, copied):

@@ -78,7 +78,9 @@ def test_an_entry_is_the_run_under_its_own_name_at_level_one(made):
     assert entry.path.parent == made.root / "digits" / "Linf"
     assert entry.path.stem == ran.submission_id == entry.result.submission_id
     assert ran.run_hash is not None
-    assert entry.path.stem == f"pgd-cnn4-32-seed0-{ran.run_hash[:8]}"
+    assert ran.training is not None
+    (seed,) = ran.training.seeds
+    assert entry.path.stem == f"pgd-cnn4-32-seed{seed}-{ran.run_hash[:8]}"
     assert entry.result.metrics == ran.metrics
     assert entry.result.verification.level == 1
     assert [event.event for event in entry.result.verification.history] == ["submitted"]

@@ -150,7 +150,7 @@ def test_a_key_at_the_top(copied, rule, key, value):
         ("training", "training.config.task.normalisation.std", [0.2, 0.2, 0.2]),
         ("training", "model.surgery", {"name": "pgd", "options": {}}),
         ("siblings", "training.siblings", ["another-entry"]),
-        ("seed", "training.seeds", [1]),
+        ("seed", "training.seeds", [9]),
         ("seed", "training.seeds", [0, 1]),
         ("level", "verification.level", 2),
         ("level", "verification.level", 0),

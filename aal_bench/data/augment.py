@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aal_bench.data.jitter import color_jitter_, draw_jitter
+
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -30,8 +32,11 @@ def augment_batch(images: Tensor, augment: str, pad: int, seed: int, batch: int)
 
     Args:
         images: uint8 (B, 3, H, W).
-        augment: one of ``config.Train.augment``.
-        pad: zero pixels on every side before the random crop of ``shift`` and ``crop-flip``.
+        augment: one of ``config.Augment``. ``shift``: a random crop of the zero-padded image;
+            ``crop-flip``: that, mirrored with probability 1/2; ``jitter-crop-flip``: that, and
+            brightness, contrast and saturation each changed by up to 40 % in random order (the
+            augmentation of MetaOptNet, RFS and IER); ``resized-crop-flip``: RandomResizedCrop.
+        pad: zero pixels on every side before the random crop of the first three.
         seed: the pass's seed.
         batch: number of the batch in the pass; with `seed` it decides every random number.
 
@@ -44,13 +49,17 @@ def augment_batch(images: Tensor, augment: str, pad: int, seed: int, batch: int)
     if augment == "resized-crop-flip":
         boxes, flip = draw_boxes(len(images), images.shape[-2:], generator)
         return resized_crop(to_unit(images), _send(boxes, images), _send(flip, images))
-    if augment not in {"shift", "crop-flip"}:
+    if augment not in {"shift", "crop-flip", "jitter-crop-flip"}:
         raise ValueError(f"unknown augmentation {augment!r}")
     top, left, flip = draw_crops(len(images), pad, generator)
     if augment == "shift":
         flip = torch.zeros_like(flip)
     drawn = _send(torch.stack([top, left, flip]), images)
-    return to_unit(padded_crop(images, pad, *drawn))
+    x = to_unit(padded_crop(images, pad, *drawn))
+    if augment == "jitter-crop-flip":
+        factors, orders = draw_jitter(len(images), generator)
+        color_jitter_(x, _send(factors, images), _send(orders, images))
+    return x
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -81,18 +90,11 @@ def padded_crop(images: Tensor, pad: int, top: Tensor, left: Tensor, flip: Tenso
         left: int64 (B,), the crop's first column in the padded image.
         flip: (B,), nonzero: mirror left to right after the crop.
     """
-    count, channels, height, width = images.shape
-    device = images.device
-    padded = F.pad(images, (pad, pad, pad, pad))
-    rows = top[:, None] + torch.arange(height, device=device)
-    across = torch.arange(width, device=device)
-    columns = left[:, None] + torch.where(flip[:, None] != 0, across.flip(0), across)
-    return padded[
-        torch.arange(count, device=device)[:, None, None, None],
-        torch.arange(channels, device=device)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    height, width = images.shape[-2:]
+    # All crops there are, as a view: whole rows are copied, not single pixels.
+    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
+    crops = windows[torch.arange(len(images), device=images.device), :, top, left]
+    return torch.where(flip[:, None, None, None] != 0, crops.flip(3), crops)
 
 
 def draw_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -104,19 +106,35 @@ def draw_boxes(count: int, shape: torch.Size, generator: torch.Generator) -> tup
     height, width = shape
     area = torch.empty(count, TRIES).uniform_(*AREA, generator=generator) * height * width
     logs = torch.empty(count, TRIES).uniform_(*map(math.log, RATIO), generator=generator)
-    w = (area * logs.exp()).sqrt().round()
-    h = (area / logs.exp()).sqrt().round()
+    boxes = fit_boxes(area, logs.exp(), torch.rand(2, count, generator=generator), shape)
+    return boxes, torch.randint(0, 2, (count,), generator=generator)
+
+
+def fit_boxes(area: Tensor, ratio: Tensor, where: Tensor, shape: torch.Size) -> Tensor:
+    """Choose RandomResizedCrop's boxes: the first attempt of each image that fits.
+
+    Args:
+        area: float32 (B, TRIES), in pixels.
+        ratio: float32 (B, TRIES), width over height.
+        where: float32 (2, B) in [0, 1]: the box's place from top and from left.
+        shape: height and width of the images.
+
+    Returns:
+        float32 (B, 4) of top, left, height, width in whole pixels.
+    """
+    height, width = shape
+    w = (area * ratio).sqrt().round()
+    h = (area / ratio).sqrt().round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
     found = fits.any(1)
     # No attempt fitted: torchvision's fallback, which for a square image is the whole image.
     w = torch.where(found, w.gather(1, first)[:, 0], torch.tensor(float(width)))
     h = torch.where(found, h.gather(1, first)[:, 0], torch.tensor(float(height)))
-    where = torch.rand(2, count, generator=generator)
     # The product can round up to the number of places: the largest is one less.
     top = torch.minimum((where[0] * (height - h + 1)).floor(), height - h)
     left = torch.minimum((where[1] * (width - w + 1)).floor(), width - w)
-    return torch.stack([top, left, h, w], 1), torch.randint(0, 2, (count,), generator=generator)
+    return torch.stack([top, left, h, w], 1)
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor) -> Tensor:

@@ -101,7 +101,12 @@ def _shared(command: Any) -> Any:
     options = [
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the images are."),
         click.option("--protocol", help="Attacks: a name, or clean,pgd-100 (default: the task's)."),
-        click.option("--limit-eval", type=click.IntRange(1), help="Test images; never ranked."),
+        click.option("--ways", type=click.IntRange(2), help="Few-shot: classes of an episode."),
+        click.option("--shots", type=click.IntRange(1), help="Few-shot: support images a class."),
+        click.option("--episodes", type=click.IntRange(1), help="Few-shot: test episodes."),
+        click.option(
+            "--limit-eval", type=click.IntRange(1), help="Test images (or episodes); never ranked."
+        ),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True),
         click.option("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)."),
         click.option("--out", type=click.Path(path_type=Path), help="Folder of the run."),

@@ -20,6 +20,8 @@ NONE = "-"
 class Line(NamedTuple):
     """One row of the result table."""
 
+    stage: str
+    """``clean``, a stage's name, ``autoattack`` or ``robust``."""
     label: str
     """The stage, and its eps."""
     measure: Measure
@@ -38,15 +40,37 @@ def marks(result: Result) -> list[str]:
     return found
 
 
+def is_fewshot(result: Result) -> bool:
+    """Whether its units are episodes."""
+    return result.task.episodes is not None
+
+
 def title(result: Result) -> str:
     """The heading of table and report: marks first, then what was run."""
     method = result.training.method if result.training else "checkpoint"
     seed = f"seed {result.training.seeds[0]}" if result.training and result.training.seeds else ""
     status = [] if result.status == "success" else [result.status.upper()]
     doubt = ["UNRELIABLE"] if result.unreliable else []
-    threat = f"{result.threat.norm} {result.eps}"
-    parts = [result.task.id, threat, method, result.model.architecture, seed]
+    parts = [*_question(result), method, result.model.architecture, seed, _episodes(result)]
     return " · ".join([*marks(result), *status, *doubt, *(part for part in parts if part)])
+
+
+def _question(result: Result) -> list[str]:
+    """Task and threat; a few-shot run without attack has no threat."""
+    task, threat = result.task, f"{result.threat.norm} {result.eps}"
+    if task.episodes is None:
+        return [task.id, threat]
+    ways, shots = task.episodes.ways, task.episodes.shots
+    name = task.id.removesuffix(f"-{ways}w{shots}s")
+    attacked = any(stage.attack != "clean" for stage in result.evaluation)
+    return [f"{name} {ways}-way {shots}-shot", *([threat] if attacked else [])]
+
+
+def _episodes(result: Result) -> str:
+    if result.task.queries is None:
+        return ""
+    n = result.metrics.clean.n if result.metrics else result.limit or result.task.examples
+    return f"{n:,} episodes x {result.task.queries} queries"
 
 
 def lines(result: Result, task: Task) -> list[Line]:
@@ -62,7 +86,7 @@ def lines(result: Result, task: Task) -> list[Line]:
     reference = {"clean": near[0].clean, "autoattack": near[0].robust} if near else {}
     measured = _measured(result)
     return [
-        Line(label, measure, claimed.get(stage), reference.get(stage))
+        Line(stage, label, measure, claimed.get(stage), reference.get(stage))
         for stage, label, measure in measured
     ]
 
@@ -126,6 +150,6 @@ def _measured(result: Result) -> list[tuple[str, str, Measure]]:
         found.append((stage, f"{stage}  {eps}".rstrip(), measure))
     if metrics.autoattack is not None:
         found.append(("autoattack", "autoattack", metrics.autoattack))
-    if len(found) > 2:
+    if len(found) > 2 and metrics.robust is not None:
         found.append(("robust", "all of them", metrics.robust))
     return found

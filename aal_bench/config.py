@@ -29,6 +29,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What torch, numpy and Python all take."""
 
 
+Augment = Literal["none", "shift", "crop-flip", "jitter-crop-flip", "resized-crop-flip"]
+"""Augmentations of a training batch; `data.augment` says what each does."""
+YOUNGER = {"optimizer": "sgd", "nesterov": False}
+"""Fields of `Train` younger than the first entries on a board, and what they then were: at these
+values they are no part of a configuration, so that it keeps its hash."""
+
+
 class Strict(BaseModel):
     """Frozen, and an unknown key is an error: a mistyped option must never be a silent default."""
 
@@ -60,6 +67,7 @@ class Data(Strict):
     name: str
     """Loader: an embedded set (``digits``) or one on disk (``cifar10``, ``imagenet``, ...)."""
     classes: int = Field(ge=2)
+    """Of the training split; a few-shot task's other splits have other classes."""
     size: int = Field(gt=0)
     """Side of the square images fed to the model, in pixels."""
     resize: int | None = None
@@ -91,13 +99,18 @@ class Train(Strict):
     """``step`` only: fractions of training at which the rate is multiplied by `decay`."""
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup_epochs: float = Field(default=0.0, ge=0)
-    augment: Literal["none", "shift", "crop-flip", "resized-crop-flip"] = "crop-flip"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """``adam``: momentum is its beta1, and weight decay the L2 term in the gradient."""
+    nesterov: bool = False
+    augment: Augment = "crop-flip"
     pad: int = Field(default=4, ge=0)
-    """``crop-flip`` and ``shift``: zero padding on every side before the random crop."""
+    """Zero padding on every side before the random crop of every augmentation that shifts."""
     validation: int = Field(default=0, ge=0)
-    """*Training* images held out, class-balanced, for selection; 0: keep "last" only."""
+    """*Training* images held out, class-balanced, for selection; 0: keep "last" only.
+    Few-shot: episodes on the classes of the validation split."""
     select: Literal["last", "best"] = "last"
-    """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part."""
+    """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part
+    (few-shot: highest accuracy on the validation episodes)."""
     validation_seed: Seed = 0
     validate_every: int = Field(default=1, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
@@ -116,6 +129,29 @@ class Evaluation(Strict):
 
     batch_size: int = Field(default=512, ge=1)
     seed: Seed = 0
+
+
+class Episodes(Strict):
+    """Few-shot only: the fixed list of episodes that is the task's test, and how it is answered."""
+
+    ways: int = Field(default=5, ge=2)
+    """K: classes of an episode."""
+    shots: int = Field(default=1, ge=1)
+    """Labelled images of each class: the support set."""
+    queries: int = Field(default=15, ge=1)
+    """Images of each class to classify."""
+    count: int = Field(default=2000, ge=1)
+    """Episodes; a shorter list of one seed begins a longer one."""
+    seed: Seed = 0
+    """Of the list of episodes, and of the augmented copies of the support images."""
+    rotations: bool = False
+    """Each class turned by 90, 180 and 270 degrees is a class of its own (Santoro et al. 2016)."""
+    copies: int = Field(default=5, ge=1)
+    """Augmented copies of each support image that logistic regression is fitted to (RFS)."""
+    augment: Augment = "none"
+    """Augmentation of these copies; ``none``: the support images themselves, once."""
+    pad: int = Field(default=4, ge=0)
+    """Zero padding of that augmentation."""
 
 
 class Normalisation(Strict):
@@ -145,13 +181,33 @@ class Task(Strict):
     model: str
     protocol: str = "full"
     evaluation: Evaluation = Evaluation()
+    episodes: Episodes | None = None
+    """Of a few-shot task, and of no other."""
     normalisation: Normalisation = Normalisation()
     paper: dict[str, str] = {}
     """Names this task has in published tables: ``dataset`` (the papers'), ``robustbench``."""
 
+    @model_validator(mode="after")
+    def _episodic(self) -> Task:
+        if (self.family == "fewshot") != (self.episodes is not None):
+            raise ValueError('family = "fewshot" and the table [episodes] go together')
+        return self
+
+    @property
+    def id(self) -> str:
+        """The name of its board: ``mini-imagenet-5w1s`` for a few-shot task."""
+        if self.episodes is None:
+            return self.name
+        return f"{self.name}-{self.episodes.ways}w{self.episodes.shots}s"
+
+    @property
+    def ways(self) -> int:
+        """How many classes a prediction chooses among: an episode's, or the data set's."""
+        return self.data.classes if self.episodes is None else self.episodes.ways
+
     def question(self, fingerprint: dict[str, str]) -> dict[str, Any]:
         """What makes two rows answers to the same question; `fingerprint` of pixels and labels."""
-        return {
+        question: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
             "family": self.family,
@@ -162,6 +218,9 @@ class Task(Strict):
             "evaluation": self.evaluation.model_dump(mode="json"),
             "fingerprint": fingerprint,
         }
+        if self.episodes is not None:
+            question["episodes"] = self.episodes.model_dump(mode="json")
+        return question
 
     def hash(self, fingerprint: dict[str, str]) -> str:
         """The task_hash: rows are ranked together only where it is equal."""
@@ -213,6 +272,12 @@ class Run(Strict):
             tree["task"].pop(cosmetic)
         for known in ("fingerprints", "labels"):
             tree["task"]["data"].pop(known)
+        train = tree["task"]["train"]
+        for field, then in YOUNGER.items():
+            if train[field] == then:
+                train.pop(field)
+        if tree["task"]["episodes"] is None:
+            tree["task"].pop("episodes")
         return tree
 
     def hash(self) -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from aal_bench import paths, registry
+from aal_bench.adapters.method import build_method
+from aal_bench.adapters.network import build_network
 from aal_bench.config import Normalisation, Run, parse
 from aal_bench.errors import UserError
 from aal_bench.hashing import sha256_json
@@ -17,7 +19,7 @@ from aal_bench.models import weights
 from aal_bench.resolve import Request, resolve
 from aal_bench.results import Result
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
-from aal_bench.runner import build_method, execute
+from aal_bench.runner import execute
 
 ZOO = "robustbench.utils:load_model"
 
@@ -83,7 +85,7 @@ def evaluate(
     foreign = _load(run, source)
     name = "evaluate-" + (source.checkpoint.stem if source.checkpoint else run.model.name)
     path = out or paths.run_folder(
-        run.task.name, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed
+        run.task.id, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed
     )
     job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
     return execute(job)
@@ -186,15 +188,11 @@ def _typed(text: str, run: Run) -> Normalisation:
 
 
 def _load(run: Run, source: Source) -> Foreign:
-    from aal_bench.models.build import build
-
-    task = run.task
     if source.robustbench is not None:
         return from_robustbench(run, source.robustbench)
     # A builder that draws its weights draws the same ones again, and the run can be resumed.
     torch.manual_seed(run.seed)
-    model = build(run.model.name, task.data.classes, task.data.size, task.normalisation)
-    model = build_method(run).build(model)
+    model = build_method(run).build(build_network(run))
     if any(weight.dtype != torch.float32 for weight in model.parameters()):
         raise UserError(f"model {run.model.name}: verdicts are taken in float32; build it so")
     if source.checkpoint is None:

@@ -1,8 +1,9 @@
-"""The per-sample table of a classification run: what every number is recomputed from.
+"""The per-sample table of a run: what every number is recomputed from.
 
-One row per test image. A verdict is *true = still correct*; robust accuracy is the share of rows
-whose verdicts are all true, never the minimum of averages. A row without a verdict is an error and
-never robust. numpy only: whoever checks a submission needs no torch.
+One row per test image; of a few-shot run, one per episode and query image. A verdict is *true =
+still correct*; a row is robust where all of its verdicts are true, never by the minimum of
+averages. A row without a verdict is an error and never robust. numpy only: whoever checks a
+submission needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterable
 from math import sqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +21,14 @@ from aal_bench import npz
 from aal_bench.errors import UserError
 from aal_bench.files import replacing
 
-FORMAT = "aal-bench classification evidence 1"
+if TYPE_CHECKING:
+    from aal_bench.config import Family
+
+FORMATS: dict[Family, str] = {
+    "classification": "aal-bench classification evidence 1",
+    "fewshot": "aal-bench fewshot evidence 1",
+}
+"""Task family -> format and version, as a file of it states them."""
 NOT_MEASURED = -1
 """`clean_pred` or `pred` of a row on which the model was not asked."""
 STAGE = np.dtype(
@@ -47,30 +55,52 @@ Bools = NDArray[np.bool_]
 class Evidence:
     """Columns `index` (int32), `label` and `clean_pred` (int16), and one `STAGE` block per stage.
 
-    Rows are addressed by position 0..n-1; `index` is the position in the whole test split.
+    Rows are addressed by position 0..n-1; `index` is the position in the whole test split. A
+    few-shot table has the column `episode` (int32) besides: its rows are the query images of
+    episode 0, then those of episode 1, ...; `label` and predictions are classes 0..ways-1 of the
+    episode.
     """
 
-    def __init__(self, index: ArrayLike, labels: ArrayLike) -> None:
+    def __init__(
+        self, index: ArrayLike, labels: ArrayLike, episode: ArrayLike | None = None
+    ) -> None:
         """Start an empty table.
 
         Args:
-            index: (n,) distinct positions in the test split.
+            index: (n,) positions in the test split, distinct (within an episode).
             labels: (n,) true classes.
+            episode: (n,) 0, ..., 0, 1, ..., 1, ..., each as often; None: not few-shot.
 
         Raises:
-            ValueError: lengths differ, an index occurs twice, or a value does not fit its column.
+            ValueError: lengths differ, an index occurs twice, episodes are out of order or of
+                unequal size, or a value does not fit its column.
         """
         self.index = _whole(index, "i4", "index")
         self.label = _whole(labels, "i2", "label")
+        self.episode = None if episode is None else _whole(episode, "i4", "episode")
         if self.index.ndim != 1 or self.index.shape != self.label.shape:
             raise ValueError(f"index {self.index.shape} and labels {self.label.shape} do not match")
-        if len(np.unique(self.index)) != len(self.index):
-            raise ValueError("an index occurs twice: every sample has exactly one row")
+        _distinct(self.index, self.episode)
         self.clean_pred = np.full(len(self.index), NOT_MEASURED, np.int16)
         self._blocks: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def family(self) -> Family:
+        """The task family whose units the rows are."""
+        return "classification" if self.episode is None else "fewshot"
+
+    @property
+    def format(self) -> str:
+        """Format and version of the file."""
+        return FORMATS[self.family]
+
+    @property
+    def episodes(self) -> int:
+        """How many episodes a few-shot table has; 0 for any other."""
+        return 0 if self.episode is None else _count(self.episode)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -169,25 +199,38 @@ class Evidence:
                 standing = standing & self._blocks[stage]["ok"]
         return standing
 
+    def hits(self, correct: Bools) -> NDArray[np.int64]:
+        """How many queries of each episode are `correct` (n,): int64 (E,).
+
+        Raises:
+            ValueError: the table has no episodes.
+        """
+        if not self.episodes:
+            raise ValueError("evidence without episodes has no accuracy per episode")
+        return np.asarray(correct, np.bool_).reshape(self.episodes, -1).sum(1, dtype=np.int64)
+
+    def per_episode(self, correct: Bools) -> NDArray[np.float64]:
+        """Accuracy of each episode, float64 (E,) in [0, 1], where `correct` (n,) says which rows.
+
+        Raises:
+            ValueError: the table has no episodes.
+        """
+        hits = self.hits(correct)
+        return hits / (len(self) // len(hits))
+
     def columns(self) -> list[str]:
         """Names of the stored columns, as a submission lists them."""
-        names = STAGE.names or ()
-        staged = [f"{stage}.{name}" for stage in self.stages for name in names]
-        return ["index", "label", "clean_pred", *staged]
+        return columns(self.family, self.stages)
 
     def save(self, path: Path) -> None:
         """Write the table as a compressed npz, whole or not at all; equal tables, equal bytes."""
-        blocks = {f"stage/{name}": block for name, block in self._blocks.items()}
+        arrays: dict[str, NDArray[Any]] = {}
+        if self.episode is not None:
+            arrays["episode"] = self.episode
+        arrays |= {"index": self.index, "label": self.label, "clean_pred": self.clean_pred}
+        arrays |= {f"stage/{name}": block for name, block in self._blocks.items()}
         with replacing(path) as handle:
-            np.savez_compressed(
-                handle,
-                allow_pickle=False,
-                format=np.array(FORMAT),
-                index=self.index,
-                label=self.label,
-                clean_pred=self.clean_pred,
-                **blocks,
-            )
+            np.savez_compressed(handle, allow_pickle=False, format=np.array(self.format), **arrays)
 
     @classmethod
     def load(cls, path: Path, largest: int = _LARGEST) -> Evidence:
@@ -209,10 +252,17 @@ class Evidence:
     @classmethod
     def _from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Evidence:
         written = arrays.pop("format", None)
-        if written is None or not np.array_equal(written, FORMAT):
-            raise ValueError(f"format is {str(written)[:60]!r}, not {FORMAT!r}")
+        known = (
+            [] if written is None else [f for f in FORMATS if np.array_equal(written, FORMATS[f])]
+        )
+        if not known:
+            formats = " or ".join(map(repr, FORMATS.values()))
+            raise ValueError(f"format is {str(written)[:60]!r}, not {formats}")
         index = npz.take(arrays, "index", np.int32, None)
-        table = cls(index, npz.take(arrays, "label", np.int16, len(index)))
+        episode = None
+        if known[0] == "fewshot":
+            episode = npz.take(arrays, "episode", np.int32, len(index))
+        table = cls(index, npz.take(arrays, "label", np.int16, len(index)), episode)
         table.clean_pred = npz.take(arrays, "clean_pred", np.int16, len(index))
         if table.clean_pred.min(initial=0) < NOT_MEASURED:
             raise ValueError("clean_pred must be >= 0")
@@ -249,9 +299,25 @@ class Evidence:
             )
 
 
-def start(index: ArrayLike, labels: ArrayLike) -> Evidence:
+def start(index: ArrayLike, labels: ArrayLike, episode: ArrayLike | None = None) -> Evidence:
     """Begin an empty table; see `Evidence`."""
-    return Evidence(index, labels)
+    return Evidence(index, labels, episode)
+
+
+def columns(family: Family, stages: Iterable[str]) -> list[str]:
+    """Names of the stored columns of a table of that family with these attack stages."""
+    staged = [f"{stage}.{name}" for stage in stages for name in STAGE.names or ()]
+    episode = ["episode"] if family == "fewshot" else []
+    return [*episode, "index", "label", "clean_pred", *staged]
+
+
+def same_samples(a: Evidence, b: Evidence) -> bool:
+    """Whether the rows of both are about the same samples, in the same order."""
+    if a.episode is None or b.episode is None:
+        alike = a.episode is b.episode
+    else:
+        alike = np.array_equal(a.episode, b.episode)
+    return alike and np.array_equal(a.index, b.index) and np.array_equal(a.label, b.label)
 
 
 def merge(a: Evidence, b: Evidence) -> Evidence:
@@ -264,9 +330,9 @@ def merge(a: Evidence, b: Evidence) -> Evidence:
     Raises:
         UserError: the tables are about different samples or labels.
     """
-    if not (np.array_equal(a.index, b.index) and np.array_equal(a.label, b.label)):
+    if not same_samples(a, b):
         raise UserError("evidence of different samples or labels cannot be merged")
-    merged = Evidence(a.index, a.label)
+    merged = Evidence(a.index, a.label, a.episode)
     both = a.done("clean") & b.done("clean")
     worse = np.where(a.clean_pred != a.label, a.clean_pred, b.clean_pred)
     merged.clean_pred = np.where(both, worse, NOT_MEASURED).astype(np.int16)
@@ -324,6 +390,29 @@ def _consistent(stage: str, block: NDArray[Any], label: NDArray[Any]) -> None:
     idle["recorded"] = False
     if (idle != _empty(len(idle))).any():
         raise ValueError(f"stage '{stage}': a row that was not attacked holds numbers")
+
+
+def _count(episode: NDArray[Any]) -> int:
+    return int(episode[-1]) + 1 if len(episode) else 0
+
+
+def _distinct(index: NDArray[Any], episode: NDArray[Any] | None) -> None:
+    """Every sample has exactly one row; every episode follows the one before and is as large."""
+    if episode is None:
+        if len(np.unique(index)) != len(index):
+            raise ValueError("an index occurs twice: every sample has exactly one row")
+        return
+    if episode.shape != index.shape:
+        raise ValueError(f"index {index.shape} and episode {episode.shape} do not match")
+    if (np.diff(episode) < 0).any():
+        raise ValueError("episode decreases: the rows of an episode lie together, in order")
+    count = _count(episode)
+    # Compared first: a stranger's last number may be two thousand million.
+    size = len(episode) // count if 0 < count <= len(episode) else 0
+    if not np.array_equal(episode, np.repeat(np.arange(count if size else 0), size)):
+        raise ValueError("episodes are 0, 1, ... without a gap, each with as many rows")
+    if len(np.unique(episode.astype(np.int64) << 32 | index)) != len(index):
+        raise ValueError("an index occurs twice in one episode")
 
 
 def _whole(values: ArrayLike, kind: str, name: str) -> NDArray[Any]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence, wilson
 from aal_bench.registry import AUTOATTACK
+from aal_bench.student import Mean, mean
 
 
 def measure(k: int, n: int) -> dict[str, Any]:
     """``{value, n, ci95}`` of k out of n, with the Wilson interval."""
     return {"value": k / n, "n": n, "ci95": list(wilson(k, n))}
+
+
+def averaged(found: Mean) -> dict[str, Any]:
+    """``{value, n, ci95}`` of a mean over n episodes, with Student's t interval within [0, 1]."""
+    return {"value": found.value, "n": found.n, "ci95": list(found.interval(0.0, 1.0))}
 
 
 def classification(evidence: Evidence, stages: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +49,57 @@ def classification(evidence: Evidence, stages: Sequence[str]) -> dict[str, Any]:
     return metrics
 
 
+def fewshot(evidence: Evidence, stages: Sequence[str]) -> dict[str, Any]:
+    """The `Metrics` of a few-shot run, from its evidence alone: means over episodes.
+
+    A query is robust where it is correct without attack and under every stage; the accuracy of an
+    episode is its share of such queries. Without an attack there is no ``robust``.
+
+    Args:
+        evidence: complete in every one of `stages`, with at least one episode.
+        stages: the protocol's stages, ``clean`` among them or not.
+
+    Raises:
+        UserError: rows are missing.
+        ValueError: the table has no episodes.
+    """
+    attacks = [stage for stage in stages if stage != "clean"]
+    kinds = {"clean": [], **({"robust": attacks} if attacks else {})}
+    kinds |= {stage: [stage] for stage in attacks}
+    if set(AUTOATTACK) <= set(attacks):
+        kinds["autoattack"] = list(AUTOATTACK)
+    hits = {name: evidence.hits(evidence.robust(under)) for name, under in kinds.items()}
+    queries = len(evidence) // evidence.episodes
+    found = {name: mean(counts, queries) for name, counts in hits.items()}
+    metrics = {name: averaged(one) for name, one in found.items() if name not in attacks}
+    metrics["stages"] = {stage: averaged(found[stage]) for stage in attacks}
+    spread = {name: one.sd for name, one in found.items()}
+    metrics["episodes"] = {"n": evidence.episodes, "queries": queries, "sd": spread}
+    return metrics
+
+
 METRICS: dict[str, Callable[[Evidence, Sequence[str]], dict[str, Any]]] = {
-    "classification": classification
+    "classification": classification,
+    "fewshot": fewshot,
 }
 """Task family -> what turns its evidence into metrics; numpy only, so that anybody can verify."""
+
+
+def near_chance(family: str, classes: int, clean: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The figures that say that a model has not learnt its task; None: it has.
+
+    Of images, clean accuracy within twice chance; of few-shot episodes, whose chance 1 / K is
+    large, an interval of clean accuracy that reaches it.
+
+    Args:
+        family: of the task.
+        classes: chance is 1 / classes.
+        clean: the ``clean`` measure of its metrics.
+
+    Returns:
+        (what was measured, what it had to exceed), to four digits.
+    """
+    figure, bound = clean["value"], 2 / classes
+    if family == "fewshot":
+        figure, bound = clean["ci95"][0], 1 / classes
+    return (round(figure, 4), round(bound, 4)) if figure <= bound else None

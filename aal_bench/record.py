@@ -54,7 +54,7 @@ class Record(Block):
     protocol: str
     """Name of the list of stages."""
     limit: int | None = Field(None, ge=1)
-    """Limit on evaluated images; anything but null is not eligible."""
+    """Limit on evaluated images or episodes; anything but null is not eligible."""
     smoke: bool = False
     """True: a trial of the machinery, never a result."""
     run_hash: Sha256 | None = None
@@ -93,6 +93,8 @@ class Record(Block):
             raise ValueError(f"status {self.status} and error disagree")
         if self.status == "success" and any(s.status != "success" for s in self.evaluation):
             raise ValueError("status success with a stage that did not succeed")
+        if self.metrics and (self.metrics.episodes is None) != (self.task.episodes is None):
+            raise ValueError("task.episodes and metrics.episodes go together")
         return self
 
 
@@ -120,7 +122,8 @@ class Result(Record):
     clean_acc: str | None = None
     """Percent, two decimals (derived); absent when not measured."""
     autoattack_acc: str | None = None
-    """Percent (derived); present only for full standard AutoAttack on the whole test set."""
+    """Percent (derived); present only for full standard AutoAttack on the whole test set, which
+    few-shot is every query of every episode."""
     reported: str | None = None
     """The authors' own number, percent."""
     external: str | None = None

@@ -19,6 +19,8 @@ from aal_bench.plugins import folders, installed, load
 __all__ = ["Found", "Row", "find", "load", "method_row", "protocol", "rows", "serves"]
 
 CLASSIFICATION = ("classification",)
+FEWSHOT = ("fewshot",)
+IMAGES = (*CLASSIFICATION, *FEWSHOT)
 ANY = ("classification", "detection", "fewshot")
 
 
@@ -34,6 +36,7 @@ ADAPTERS = {
     "classification": Row(
         "aal_bench.adapters.classification:Classification", CLASSIFICATION, "labelled images"
     ),
+    "fewshot": Row("aal_bench.adapters.fewshot:FewShot", FEWSHOT, "episodes of new classes"),
 }
 
 METHODS = {
@@ -50,6 +53,57 @@ METHODS = {
         "aal_bench.methods.aal:AALFGSM", ANY, "selective attack on the gate's M^a, one step"
     ),
     "aal-pgd": Row("aal_bench.methods.aal:AALPGD", ANY, "selective attack on the gate's M^a, PGD"),
+    "protonet": Row(
+        "aal_bench.methods.protonet:ProtoNet", FEWSHOT, "prototypical networks (Snell 2017)"
+    ),
+    "relationnet": Row(
+        "aal_bench.methods.relationnet:RelationNet", FEWSHOT, "relation networks (Sung 2018)"
+    ),
+    "metaoptnet": Row(
+        "aal_bench.methods.metaoptnet:MetaOptNet", FEWSHOT, "SVM on learnt features (Lee 2019)"
+    ),
+    "maml": Row("aal_bench.methods.maml:MAML", FEWSHOT, "weights that adapt fast (Finn 2017)"),
+    "anil": Row("aal_bench.methods.anil:ANIL", FEWSHOT, "MAML on the classifier (Raghu 2020)"),
+    "baseline-finetune": Row(
+        "aal_bench.methods.baseline_finetune:BaselineFinetune",
+        FEWSHOT,
+        "pre-trained, fine-tuned on every episode (Dhillon 2020)",
+    ),
+    "rfs": Row("aal_bench.methods.rfs:RFS", FEWSHOT, "one good embedding (Tian 2020)"),
+    "rfs-distill": Row(
+        "aal_bench.methods.rfs_distill:RFSDistill", FEWSHOT, "RFS taught by RFS (Tian 2020)"
+    ),
+    "ier": Row(
+        "aal_bench.methods.ier:IER", FEWSHOT, "invariant and equivariant features (Rizve 2021)"
+    ),
+    "aal-rfs": Row(
+        "aal_bench.methods.aal_fewshot:AALRFS", FEWSHOT, "RFS, selective attack off the mask"
+    ),
+    "aal-ier": Row(
+        "aal_bench.methods.aal_fewshot:AALIER", FEWSHOT, "IER, selective attack off the mask"
+    ),
+    "aal": Row(
+        "aal_bench.methods.aal_fewshot:AALPaper", FEWSHOT, "aal-ier at the paper's rate of 0.1"
+    ),
+}
+
+HEADS = {
+    "prototype": Row(
+        "aal_bench.fewshot.heads.prototype:Prototype", FEWSHOT, "distance to class means"
+    ),
+    "logistic": Row(
+        "aal_bench.fewshot.heads.logistic:Logistic", FEWSHOT, "logistic regression on features"
+    ),
+    "logistic-attacked": Row(
+        "aal_bench.fewshot.heads.attacked:LogisticAttacked",
+        FEWSHOT,
+        "logistic regression, the support set selectively attacked as well (reading F4)",
+    ),
+    "relation": Row("aal_bench.fewshot.heads.relation:Relation", FEWSHOT, "learnt comparison"),
+    "svm": Row("aal_bench.fewshot.heads.svm:SVM", FEWSHOT, "differentiable multi-class SVM"),
+    "maml": Row("aal_bench.fewshot.heads.maml:MAMLHead", FEWSHOT, "all weights adapt"),
+    "anil": Row("aal_bench.fewshot.heads.anil:ANILHead", FEWSHOT, "the classifier adapts"),
+    "finetune": Row("aal_bench.fewshot.heads.finetune:FineTune", FEWSHOT, "all weights fine-tuned"),
 }
 
 UPDATES = {
@@ -58,27 +112,27 @@ UPDATES = {
 }
 
 ATTACKS = {
-    "clean": Row("aal_bench.attacks.stages:Clean", CLASSIFICATION, "no attack, one forward"),
-    "fgsm": Row("aal_bench.attacks.stages:FGSM", CLASSIFICATION, "torchattacks FGSM, one step"),
+    "clean": Row("aal_bench.attacks.stages:Clean", IMAGES, "no attack, one forward"),
+    "fgsm": Row("aal_bench.attacks.stages:FGSM", IMAGES, "torchattacks FGSM, one step"),
     "pgd-N": Row(
         "aal_bench.attacks.stages:PGD",
-        CLASSIFICATION,
+        IMAGES,
         "torchattacks PGD, N steps of the task's step size, uniform start",
     ),
     "cw-inf-N": Row(
-        "aal_bench.attacks.stages:CWInf", CLASSIFICATION, "PGD on the margin loss, N steps"
+        "aal_bench.attacks.stages:CWInf", IMAGES, "PGD on the margin loss, N steps"
     ),
     "apgd-ce": Row(
-        "aal_bench.attacks.autoattack:APGDCE", CLASSIFICATION, "AutoAttack 1/4: APGD on CE"
+        "aal_bench.attacks.autoattack:APGDCE", IMAGES, "AutoAttack 1/4: APGD on CE"
     ),
     "apgd-t": Row(
-        "aal_bench.attacks.autoattack:APGDT", CLASSIFICATION, "AutoAttack 2/4: APGD on DLR, targets"
+        "aal_bench.attacks.autoattack:APGDT", IMAGES, "AutoAttack 2/4: APGD on DLR, targets"
     ),
     "fab-t": Row(
-        "aal_bench.attacks.autoattack:FABT", CLASSIFICATION, "AutoAttack 3/4: FAB, targets"
+        "aal_bench.attacks.autoattack:FABT", IMAGES, "AutoAttack 3/4: FAB, targets"
     ),
     "square": Row(
-        "aal_bench.attacks.autoattack:Square", CLASSIFICATION, "AutoAttack 4/4: 5,000 queries"
+        "aal_bench.attacks.autoattack:Square", IMAGES, "AutoAttack 4/4: 5,000 queries"
     ),
 }
 
@@ -99,13 +153,22 @@ MODELS = {
     "resnet50": Row(
         "aal_bench.models.torchvision:resnet50", CLASSIFICATION, "torchvision ResNet-50, 224 px"
     ),
-    "cnn4": Row(
-        "aal_bench.models.learn2learn:cnn4", CLASSIFICATION, "learn2learn CNN4, 64 channels"
-    ),
+    "cnn4": Row("aal_bench.models.learn2learn:cnn4", IMAGES, "learn2learn CNN4, 64 channels"),
     "cnn4-W": Row(
         "aal_bench.models.learn2learn:cnn4",
-        CLASSIFICATION,
+        IMAGES,
         "learn2learn CNN4, W channels (cnn4-32), 16 px and more",
+    ),
+    "resnet12": Row(
+        "aal_bench.models.learn2learn:resnet12",
+        IMAGES,
+        "learn2learn ResNet-12, 64-160-320-640, 16 px and more",
+    ),
+    "wrn28": Row("aal_bench.models.learn2learn:wrn28", IMAGES, "learn2learn WRN-28-10, any size"),
+    "wrn28-W": Row(
+        "aal_bench.models.learn2learn:wrn28",
+        IMAGES,
+        "learn2learn WRN-28, width W (wrn28-1), any size",
     ),
 }
 
@@ -115,6 +178,7 @@ TABLES = {
     "attack": ATTACKS,
     "model": MODELS,
     "adapter": ADAPTERS,
+    "head": HEADS,
 }
 PROTOCOLS = {
     "full": (
@@ -137,9 +201,16 @@ PROTOCOLS = {
         ("clean", "pgd-20", "apgd-ce", "apgd-t"),
         "development: AutoAttack's two gradient attacks; never ranked",
     ),
+    "episodes": (("clean",), "few-shot: accuracy on clean queries, as the papers' tables"),
+    "robust-episodes": (
+        ("clean", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square"),
+        "few-shot: clean, PGD-20 and AutoAttack on the queries",
+    ),
     "smoke": (("clean", "fgsm", "pgd-2"), "seconds; proves that the parts run; never ranked"),
 }
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+EPISODIC = ("episodes", "robust-episodes")
+"""Protocols of few-shot tasks: the only ones that may have no attack."""
 _NUMBER = r"[1-9]\d{0,4}"
 _HOLE = re.compile(r"-[NDW](?=-|$)")
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from aal_bench.comparison import (
     NONE,
+    Line,
     captions,
+    is_fewshot,
     lines,
     marks,
     method_of,
@@ -92,9 +94,8 @@ def _banner(result: Result) -> str:
     if result.smoke:
         rows.append("> **SMOKE**: a trial of the machinery with tiny budgets, not a result.")
     if result.limit is not None:
-        rows.append(
-            f"> **{marks(result)[-1]}** images of the test set: not comparable, not ranked."
-        )
+        units = "episodes" if is_fewshot(result) else "images of the test set"
+        rows.append(f"> **{marks(result)[-1]}** {units}: not comparable, not ranked.")
     if result.error is not None:
         error = result.error
         rows.append(f"> **{result.status}** in {error.stage}: {error.type}: {error.message}")
@@ -117,19 +118,29 @@ def _results(result: Result, task: Task) -> str:
                 f"{prefix} {line.label}".strip(),
                 f"{100 * line.measure.value:.2f} %",
                 f"[{100 * low:.2f}, {100 * high:.2f}]",
+                *_spread(result, line),
                 str(line.measure.n),
                 points(line.paper, 2) + (star if line.paper is not None else ""),
                 gap,
                 points(line.reference, 2),
             )
         )
-    head = ("stage", "accuracy", "95 % interval", "images", "paper", "difference", "reference")
+    units = ("sd over episodes", "episodes") if is_fewshot(result) else ("images",)
+    head = ("stage", "accuracy", "95 % interval", *units, "paper", "difference", "reference")
     body = grid(head, rows) if rows else "Nothing was measured."
     notes = "\n".join(
         f"- {star} {caption[2:]}" if caption.startswith("* ") else f"- {caption}"
         for caption in captions(result, task)
     )
     return f"## Result\n\n{body}\n\n{notes}"
+
+
+def _spread(result: Result, line: Line) -> list[str]:
+    """The standard deviation of the episodes' accuracies, where there are episodes."""
+    if result.metrics is None or result.metrics.episodes is None:
+        return []
+    sd = result.metrics.episodes.sd.get(line.stage)
+    return [NONE if sd is None else f"{100 * sd:.2f}"]
 
 
 def _claims(result: Result, task: Task) -> str:
@@ -201,10 +212,14 @@ def _protocol(result: Result) -> str:
     head = ("stage", "code", "parameters", "seed", "batches", "arithmetic", "standing", "excess")
     if not rows:
         return ""
+    samples = "queries" if is_fewshot(result) else "images"
+    note = f"Standing: {samples} attacked → still correct."
+    if (asked := result.task.episodes) is not None:
+        told = ", ".join(f"{key} {_cell(value)}" for key, value in asked.model_dump().items())
+        note = f"Episodes: {told}.\n\n{note}"
     return (
-        f"## Protocol `{result.protocol}`\n\n{grid(head, rows)}\n\n"
-        "Standing: images attacked → still correct. Excess: the worst adversarial beyond eps or"
-        " the pixel range (at most 1e-6)."
+        f"## Protocol `{result.protocol}`\n\n{grid(head, rows)}\n\n{note}"
+        " Excess: the worst adversarial beyond eps or the pixel range (at most 1e-6)."
     )
 
 
@@ -244,7 +259,9 @@ def _cost(result: Result) -> str:
     ]
     parts = []
     if rows:
-        parts.append(grid(("stage", "seconds", "forwards / image", "backwards / image"), rows))
+        sample = "query" if is_fewshot(result) else "image"
+        spent = [f"{way} / {sample}" for way in ("forwards", "backwards")]
+        parts.append(grid(("stage", "seconds", *spent), rows))
     if training := result.training:
         memory = training.peak_memory_bytes
         parts.append(

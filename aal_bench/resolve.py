@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
 """What ``--smoke`` cuts a run down to."""
-TASK_SECTIONS = ("data", "threat", "attack", "train", "evaluation", "normalisation")
+TASK_SECTIONS = (*("data", "threat", "attack", "train", "evaluation", "episodes", "normalisation"),)
 
 
 class Request(NamedTuple):
@@ -37,6 +37,9 @@ class Request(NamedTuple):
     protocol: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
+    ways: int | None = None
+    shots: int | None = None
+    episodes: int | None = None
     limit_train: int | None = None
     limit_eval: int | None = None
     seed: int = 0
@@ -57,6 +60,7 @@ def resolve(request: Request) -> Run:
     """
     task, method, update = _settled(request)
     device = _device(request.device)
+    kind = registry.load(registry.method_row(request.method).target)
     model = request.model or task.model
     if ":" not in model:
         registry.find("model", model)
@@ -72,7 +76,7 @@ def resolve(request: Request) -> Run:
         ),
         "seed": request.seed,
         "device": device,
-        "precision": _precision(request.precision, device),
+        "precision": request.precision or kind.precision or _precision(device),
         "compile": request.compile,
         "ema": request.ema,
         "smoke": request.smoke,
@@ -83,12 +87,15 @@ def resolve(request: Request) -> Run:
 def _settled(request: Request) -> tuple[Task, Strict, Strict]:
     """The task and the options of method and update, with everything typed folded in."""
     task = read_task(registry.task_file(request.task))
-    method_options = _method(request.method, task.family).Options
+    method = _method(request.method, task.family)
+    method_options = method.Options
     update_row = registry.find("update", request.update).row
     update_options = registry.load(update_row.target).Options
     tree: dict[str, Any] = {"task": task.model_dump(mode="json"), "method": {}, "update": {}}
+    tree["task"]["train"] |= method.train_defaults
     _assign(tree, "task.train.epochs", request.epochs)
     _assign(tree, "task.train.batch_size", request.batch_size)
+    _episodes(tree, request)
     known = {"method": method_options.model_fields, "update": update_options.model_fields}
     for setting in request.settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
@@ -105,6 +112,16 @@ def _settled(request: Request) -> tuple[Task, Strict, Strict]:
         parse(method_options, tree["method"], f"method {request.method}"),
         parse(update_options, tree["update"], f"update {request.update}"),
     )
+
+
+def _episodes(tree: dict[str, Any], request: Request) -> None:
+    typed = {"ways": request.ways, "shots": request.shots, "count": request.episodes}
+    given = {key: value for key, value in typed.items() if value is not None}
+    if given and tree["task"]["episodes"] is None:
+        names = ", ".join(f"--{'episodes' if key == 'count' else key}" for key in given)
+        raise UserError(f"task {tree['task']['name']} has no episodes: omit {names}")
+    for key, value in given.items():
+        set_path(tree, f"task.episodes.{key}", value)
 
 
 def _method(name: str, family: str) -> type[Method]:
@@ -139,11 +156,13 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     stages = registry.protocol(name)
     if smoke:
         return "smoke"
-    if task.data.classes < DLR_CLASSES and "apgd-t" in stages:
+    if task.family != "fewshot" and name in registry.EPISODIC:
+        raise UserError(f"protocol {name} is for few-shot tasks; {task.name} has no episodes")
+    if task.ways < DLR_CLASSES and "apgd-t" in stages:
         if not set(stages) - {"clean", "apgd-t"}:
             raise UserError(
                 f"protocol {name}: apgd-t needs {DLR_CLASSES} classes, the task has"
-                f" {task.data.classes}, and no other attack is left"
+                f" {task.ways}, and no other attack is left"
             )
         return f"{name}-no-apgd-t"
     return name
@@ -170,7 +189,7 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
     homes += [
         f"task.{section}.{key}"
         for section in TASK_SECTIONS
-        if head in tree["task"].get(section, {})
+        if head in (tree["task"].get(section) or {})
     ]
     if key == "seed":
         homes.append("--seed")  # the run's, which is no key: never take the evaluation's for it
@@ -181,7 +200,7 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
         raise UserError(f"--set {key}: which one? {shown}")
     every = [f"{section}.{name}" for section, fields in known.items() for name in fields]
     every += [
-        f"{section}.{name}" for section in TASK_SECTIONS for name in tree["task"].get(section, {})
+        f"{section}.{name}" for section in TASK_SECTIONS for name in tree["task"].get(section) or {}
     ]
     leaves = {name.split(".", 1)[1]: name for name in every}
     sections = ", ".join(("method", "update", *TASK_SECTIONS))
@@ -207,9 +226,7 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _precision(name: str | None, device: str) -> str:
+def _precision(device: str) -> str:
     from aal_bench.environment import has_fast_bf16
 
-    if name is not None:
-        return name
     return "bf16" if has_fast_bf16(device) else "fp32"

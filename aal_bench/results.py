@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aal_bench import __version__, strict_json
-from aal_bench.config import Run, parse
+from aal_bench.config import Run, Task, parse
 from aal_bench.errors import UserError
-from aal_bench.evidence import FORMAT, Evidence
+from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file, sha256_json
-from aal_bench.metrics import METRICS
+from aal_bench.metrics import METRICS, near_chance
 from aal_bench.record import Record, Result, percent, robustbench_view
 from aal_bench.schema import (
     Adversarials,
@@ -39,6 +39,7 @@ __all__ = [
     "Result",
     "StageRecord",
     "build",
+    "chance_flags",
     "dumps",
     "evidence_file",
     "method_name",
@@ -48,6 +49,8 @@ __all__ = [
     "run_hash",
     "seal",
     "sealed",
+    "selection_metric",
+    "title_of",
     "training_block",
     "write",
 ]
@@ -86,7 +89,7 @@ def evidence_file(path: Path, evidence: Evidence, fingerprint: dict[str, str]) -
     return EvidenceFile(
         path=path.name,
         sha256=sha256_file(path),
-        format=FORMAT,
+        format=evidence.format,
         rows=len(evidence),
         columns=evidence.columns(),
         dataset_fingerprint=fingerprint,
@@ -122,6 +125,7 @@ def training_block(
     """
     on_gpu = run.device.startswith("cuda")
     held_out = run.task.train.validation
+    metric = selection_metric(run.task) if selected == "validation" else None
     return Training(
         method=method_name(run),
         method_version=__version__,
@@ -129,9 +133,7 @@ def training_block(
         config_hash=run.hash(),
         data=[DataSource(name=run.task.data.name, count=record["images"])],
         seeds=[run.seed],
-        selection=Selection(
-            split=selected, metric="val_pgd" if selected == "validation" else None, size=held_out
-        ),
+        selection=Selection(split=selected, metric=metric, size=held_out),
         epochs=record.get("epochs"),
         steps=record.get("steps"),
         wall_seconds=record["seconds"],
@@ -141,6 +143,35 @@ def training_block(
         passes=passes,
         code=Code.model_validate(environment["aal_bench"]),
     )
+
+
+def selection_metric(task: Task) -> str:
+    """What ``train.select = "best"`` maximises on the held-out images or validation episodes."""
+    return "val_clean" if task.family == "fewshot" else "val_pgd"
+
+
+def chance_flags(task: Task, metrics: Mapping[str, Any]) -> list[Flag]:
+    """The finding that a model has not learnt its task; [] where it has.
+
+    Args:
+        task: of the run.
+        metrics: what `METRICS` of its family returned.
+    """
+    found = near_chance(task.family, task.ways, metrics["clean"])
+    if found is None:
+        return []
+    why = "Clean accuracy is within twice chance"
+    if task.family == "fewshot":
+        why = "The 95 % interval of clean accuracy reaches chance"
+    return [
+        Flag(
+            code="near-chance",
+            severity="warning",
+            value=found[0],
+            threshold=found[1],
+            note=f"{why}: the model has not learnt the task.",
+        )
+    ]
 
 
 def build(
@@ -167,7 +198,7 @@ def build(
     Args:
         run: the resolved configuration.
         task_hash: of the task with the fingerprint of the data as fed.
-        examples: size of the task's whole test set.
+        examples: size of the task's whole test set: images, or ``task.episodes.count``.
         model: fields of `ModelBlock`; `architecture` defaults to the name as RobustBench writes it.
         environment: fields of `Environment`, as `environment.describe` gives them.
         command: argument vector.
@@ -202,12 +233,13 @@ def build(
         "smoke": run.smoke,
         "run_hash": digest,
         "task": {
-            "id": task.name,
+            "id": task.id,
             "version": task.version,
             "family": task.family,
             "hash": task_hash,
-            "classes": task.data.classes,
+            "classes": task.ways,
             "examples": examples,
+            "episodes": task.episodes,
         },
         "threat": threat,
         "model": block,
@@ -220,7 +252,7 @@ def build(
         "flags": list(flags),
     }
     record = parse(Record, tree, "result")
-    paper = {"name": f"{method_name(run)} on {task.title}"} | dict(published or {})
+    paper = {"name": f"{method_name(run)} on {title_of(task)}"} | dict(published or {})
     return parse(Result, robustbench_view(record) | paper | tree, "result")
 
 
@@ -258,7 +290,15 @@ def read(path: Path) -> Result:
     return parse(Result, strict_json.parse(content, path), path.name)
 
 
+def title_of(task: Task) -> str:
+    """The task's title, with ways and shots of a few-shot task."""
+    asked = task.episodes
+    return task.title if asked is None else f"{task.title}, {asked.ways}-way {asked.shots}-shot"
+
+
 def _architecture(model: str) -> str:
+    if model == "wrn28":  # learn2learn's, of width 10
+        return "WRN-28-10"
     known = {"resnet": "ResNet", "preactresnet": "PreActResNet", "wrn": "WideResNet", "cnn": "CNN"}
     match = re.fullmatch(r"(preactresnet|resnet|wrn|cnn)-?([\d-]+)", model)
     return f"{known[match[1]]}-{match[2]}" if match else model

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from aal_bench import environment, paths, registry, results, summary
+from aal_bench.adapters.method import build_method, build_update
 from aal_bench.adversarials import Adversarials
 from aal_bench.config import Run
 from aal_bench.errors import RunFailed, UserError, full_disk
 from aal_bench.evidence import Evidence
-from aal_bench.methods.base import Method, Threat
+from aal_bench.methods.base import Method
 from aal_bench.methods.updates import Plain
 from aal_bench.models import weights
 from aal_bench.resolve import Request, resolve, stages_of
@@ -39,7 +40,7 @@ def run(
     """
     resolved = resolve(request)
     name = resolved.method.identity()["name"]
-    path = out or paths.run_folder(resolved.task.name, name, resolved.hash(), resolved.seed)
+    path = out or paths.run_folder(resolved.task.id, name, resolved.hash(), resolved.seed)
     return execute(Job(resolved, RunFolder(path), command or sys.argv, data_dir, resume))
 
 
@@ -124,29 +125,6 @@ def load_adapter(run: Run, data_dir: Path | None) -> Any:
     return registry.load(registry.ADAPTERS[family].target)(run, data_dir)
 
 
-def build_method(run: Run) -> Method:
-    """The run's method with its options and the task's training attack."""
-    method = registry.load(registry.method_row(run.method.name).target)
-    if run.task.threat.norm != "Linf" and method.attacks:
-        raise UserError(
-            f"method {run.method.name} trains against Linf, the task's threat is"
-            f" {run.task.threat.norm}: only 'standard' fits"
-        )
-    if method.attacks and method.plan is Method.plan and method.attack is Method.attack:
-        raise UserError(
-            f"method {run.method.name}: states no attack; give it plan(), or attacks = False"
-        )
-    attack = run.task.attack
-    threat = Threat(run.task.threat.radius, float(attack.step), attack.steps)
-    return method(method.Options(**run.method.options), threat)
-
-
-def build_update(run: Run) -> Plain:
-    """What happens around the run's optimiser step."""
-    update = registry.load(registry.find("update", run.update.name).row.target)
-    return update(update.Options(**run.update.options))
-
-
 def train(job: Job, adapter: Any, method: Method, update: Plain, model: nn.Module) -> None:
     """Train unless ``model.safetensors`` is there; keep last and best."""
     folder = job.folder
@@ -210,4 +188,12 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
     return evidence
 
 
-__all__ = ["Job", "RunFailed", "checkpoint_block", "execute", "run"]
+__all__ = [
+    "Job",
+    "RunFailed",
+    "build_method",
+    "build_update",
+    "checkpoint_block",
+    "execute",
+    "run",
+]

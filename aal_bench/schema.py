@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from aal_bench.config import Family, Strict
+from aal_bench.config import Episodes, Family, Strict
 from aal_bench.threat import TOLERANCE, ExactFraction
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -40,7 +46,7 @@ class TaskBlock(Block):
     """Which question was asked."""
 
     id: str
-    """The task's name, and the leaderboard's folder."""
+    """The leaderboard's folder: the task's name, with ways and shots of a few-shot task."""
     version: str
     """The task file's version."""
     family: Family
@@ -48,9 +54,43 @@ class TaskBlock(Block):
     hash: Sha256
     """task_hash: rows are ranked together only where it is equal."""
     classes: int = Field(ge=2)
-    """Number of classes: AutoAttack's number of targets follows from it."""
+    """Number of classes (few-shot: of an episode): AutoAttack's number of targets follows."""
     examples: int = Field(ge=1)
-    """Size of the task's whole test set."""
+    """Size of the task's whole test set: images, or episodes."""
+    episodes: Episodes | None = None
+    """The list of episodes of a few-shot task; absent for any other."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of its whole evidence: images, or the query images of every episode."""
+        return self.examples * (self.queries or 1)
+
+    @property
+    def queries(self) -> int | None:
+        """Query images of an episode; None: no few-shot task."""
+        return None if self.episodes is None else self.episodes.ways * self.episodes.queries
+
+    @property
+    def unit(self) -> str:
+        """What `examples` counts: ``images`` or ``episodes``."""
+        return "images" if self.episodes is None else "episodes"
+
+    @model_validator(mode="after")
+    def _episodic(self) -> TaskBlock:
+        if (self.family == "fewshot") != (self.episodes is not None):
+            raise ValueError("family fewshot and the block episodes go together")
+        if self.episodes is None:
+            return self
+        if (self.classes, self.examples) != (self.episodes.ways, self.episodes.count):
+            raise ValueError(
+                f"{self.classes} classes and {self.examples} examples are not the episodes'"
+                f" {self.episodes.ways} ways and {self.episodes.count} episodes"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(dump(self), "episodes")
 
 
 class ThreatBlock(Block):
@@ -276,14 +316,14 @@ class StageRecord(Block):
 
 
 class Measure(Block):
-    """A share of the evaluated units."""
+    """A share of the evaluated images, or the mean accuracy of the episodes."""
 
     value: Share
-    """k / n."""
+    """k / n; few-shot: the mean over episodes of an episode's share of queries."""
     n: int = Field(ge=1)
-    """Units."""
+    """Images, or episodes."""
     ci95: tuple[Share, Share]
-    """Wilson interval."""
+    """Wilson interval; few-shot: Student's t interval of the mean, within [0, 1]."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:
@@ -292,17 +332,44 @@ class Measure(Block):
         return self
 
 
+class EpisodeMetrics(Block):
+    """What a mean over episodes leaves out."""
+
+    n: int = Field(ge=1)
+    """Episodes."""
+    queries: int = Field(ge=1)
+    """Query images of each."""
+    sd: dict[str, Share | None]
+    """``clean``, ``robust``, ``autoattack`` or stage -> sample standard deviation of the episodes'
+    accuracies (n - 1 in the divisor); null for one episode."""
+
+
 class Metrics(Block):
     """What the evidence says; every number is recomputable from it."""
 
     clean: Measure
     """Accuracy without attack."""
-    robust: Measure
-    """Share correct without attack and under every stage (AND per sample)."""
+    robust: Measure | None = None
+    """Share correct without attack and under every stage (AND per sample); absent where a few-shot
+    protocol has no attack."""
     stages: dict[str, Measure]
     """Stage -> share correct without attack and under it; AutoAttack's are cumulative."""
     autoattack: Measure | None = None
     """AND of clean and AutoAttack's four, where all four ran."""
+    episodes: EpisodeMetrics | None = None
+    """Of a few-shot run; absent for any other."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Metrics:
+        if self.robust is None and (self.episodes is None or self.stages):
+            raise ValueError("robust is missing")
+        if self.episodes is not None and self.episodes.n != self.clean.n:
+            raise ValueError(f"{self.episodes.n} episodes, but clean is over {self.clean.n}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(dump(self), "robust", "episodes")
 
 
 class EvidenceFile(Block):
@@ -317,11 +384,11 @@ class EvidenceFile(Block):
     format: str
     """Format and version, as the file itself states."""
     rows: Count
-    """Units."""
+    """Images, or the query images of every episode."""
     columns: list[str]
     """Stored columns."""
     dataset_fingerprint: dict[str, str]
-    """sha256 of the test pixels as fed, and of the labels."""
+    """sha256 of the test pixels as fed, of the labels and, few-shot, of the list of episodes."""
 
 
 class Adversarials(Block):
@@ -428,3 +495,8 @@ class Verification(Block):
     """Of the verification's report."""
     history: list[Event] = Field(default_factory=list)
     """What happened to the entry, oldest first."""
+
+
+def _without_absent(tree: dict[str, Any], *names: str) -> dict[str, Any]:
+    """`tree` without those of `names` that are None: younger fields, that older records lack."""
+    return {key: value for key, value in tree.items() if key not in names or value is not None}

@@ -36,7 +36,7 @@ def summarise(
     result = results.build(
         run=run,
         task_hash=record["task_hash"],
-        examples=int(adapter.fingerprint()["count"]),
+        examples=adapter.examples,
         model=_model_block(job, adapter, model, path),
         environment=record["environment"],
         command=record["command"],
@@ -153,12 +153,13 @@ def _footnote(run: Run) -> str | None:
     if run.smoke:
         return "SMOKE: a trial of the machinery, not a result"
     if run.limits.eval is not None:
-        return f"LIMITED to {run.limits.eval} test images: not a result"
+        units = "test images" if run.task.episodes is None else "episodes"
+        return f"LIMITED to {run.limits.eval} {units}: not a result"
     return None
 
 
 def _flags(evidence: Evidence, run: Run) -> list[Flag]:
-    accuracy, chance = float(evidence.clean_correct().mean()), 1 / run.task.data.classes
+    accuracy, chance = float(evidence.clean_correct().mean()), 1 / run.task.ways
     if accuracy > 2 * chance:
         return []
     return [
@@ -176,12 +177,13 @@ def announce(job: Job, task_hash: str, adapter: Any) -> None:
     """The lines at the start: what is run, on which pixels, and where it goes."""
     run = job.run
     limit = f" of which {run.limits.eval:,}" if run.limits.eval else ""
+    units = f"{adapter.examples:,} {'test images' if run.task.episodes is None else 'episodes'}"
     subject = f"method {results.method_name(run)} · {run.model.name} · {run.device} {run.precision}"
     if job.foreign is not None:
         subject = f"evaluate {run.model.name} · {run.device}"
     print(
-        f"{'SMOKE · ' if run.smoke else ''}aal-bench {__version__} · task {run.task.name}"
-        f" ({run.task.threat}, {int(adapter.fingerprint()['count']):,} test images{limit},"
+        f"{'SMOKE · ' if run.smoke else ''}aal-bench {__version__} · task {run.task.id}"
+        f" ({run.task.threat}, {units}{limit},"
         f" {adapter.images.source}) · {subject} · protocol {run.protocol} · seed {run.seed}"
     )
     print(f"task {task_hash[:8]}  config {run.hash()[:8]}  ->  {job.folder.path}", flush=True)
@@ -196,8 +198,9 @@ def say_trained(training: dict[str, Any], earlier: bool = False) -> None:
     final = training["final"]
     parts = [f"epoch {training['epochs']}/{training['epochs']}", clock(training["seconds"])]
     parts.append(f"loss {final['loss']:.3f}")
-    if "val_pgd" in final:
-        parts += [f"val clean {final['val_clean']:.1%}", f"val PGD {final['val_pgd']:.1%}"]
+    for key, name in {"val_clean": "val clean", "val_pgd": "val PGD"}.items():
+        if key in final:
+            parts.append(f"{name} {final[key]:.1%}")
     print("  ".join(["train    ", *parts, *(["(done earlier)"] if earlier else [])]), flush=True)
 
 
@@ -210,6 +213,7 @@ def say_stage(name: str, evidence: Evidence, folder: RunFolder) -> None:
         standing = int(evidence.column(name, "ok").sum())
         queries = int(evidence.column(name, "forwards").sum())
     rate = f"{queries / seconds:,.0f} q/s" if seconds else ""
+    # `evidence` has one row per query of an episode, or per image.
     print(
         f"evaluate   {name:12} {standing:,} of {len(evidence):,} stand"
         f"  {standing / len(evidence):7.1%}  {clock(seconds)}  {rate}",

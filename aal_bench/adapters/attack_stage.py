@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,13 +32,38 @@ FAILURES = (
 """What an attack or a model fails with. Any other exception ends the run as well, as itself."""
 
 
+class Attackable(Protocol):
+    """What is attacked, cut into batches; a batch's result depends on its content alone."""
+
+    def batches(self, rows: np.ndarray) -> Iterator[tuple[Callable[[], nn.Module], Images]]:
+        """Yield what makes the model of a batch, and its images; `idx` are rows of the evidence.
+
+        Args:
+            rows: ascending rows of the evidence, to be attacked.
+        """
+        ...
+
+
 class Victim(NamedTuple):
-    """What is attacked: the model (put into eval mode), the images in order, where and how."""
+    """One model (put into eval mode) for all images, in order, cut at `batch_size`."""
 
     model: nn.Module
     split: Split
     device: torch.device
     batch_size: int
+
+    def batches(self, rows: np.ndarray) -> Iterator[tuple[Callable[[], nn.Module], Images]]:
+        """Yield the one model and its images."""
+        counted = Counted(self.model.eval())
+        for images in self.split.batches(
+            torch.from_numpy(rows),
+            self.batch_size,
+            augment="none",
+            pad=0,
+            seed=0,
+            device=self.device,
+        ):
+            yield (lambda: counted), images
 
 
 Fooled = Callable[[np.ndarray, np.ndarray], None]
@@ -48,7 +73,7 @@ Saved = Callable[[float, dict[str, float]], None]
 
 
 def run_stage(
-    stage: Stage, victim: Victim, evidence: Evidence, fooled: Fooled, saved: Saved
+    stage: Stage, victim: Attackable, evidence: Evidence, fooled: Fooled, saved: Saved
 ) -> None:
     """Run what `evidence` lacks of `stage`; `saved` is called after every batch.
 
@@ -62,21 +87,14 @@ def run_stage(
     targets = _to_attack(stage, evidence)
     if stage.name != "clean":
         _skip_fallen(stage, evidence, targets)
-    counted = Counted(victim.model.eval())
     with track(stage.name, len(targets)) as progress, exact_arithmetic():
-        for images in victim.split.batches(
-            torch.from_numpy(targets),
-            victim.batch_size,
-            augment="none",
-            pad=0,
-            seed=0,
-            device=victim.device,
-        ):
+        for make, images in victim.batches(targets):
             rows = images.idx.cpu().numpy()
             if evidence.done(stage.name)[rows].all():
                 progress.skip(len(rows))
                 continue
             began = time.perf_counter()
+            counted = _counted(make)
             x_adv, pred, violation = _attack(stage, counted, images)
             _record(stage, evidence, images, rows, x_adv, pred, counted)
             wrong = pred != images.y
@@ -101,6 +119,11 @@ def _skip_fallen(stage: Stage, evidence: Evidence, targets: np.ndarray) -> None:
     fallen[targets] = False
     fallen &= ~evidence.done(stage.name)
     evidence.skip(stage.name, np.flatnonzero(fallen))
+
+
+def _counted(make: Callable[[], nn.Module]) -> Counted:
+    model = make()
+    return model if isinstance(model, Counted) else Counted(model.eval())
 
 
 def _attack(

@@ -22,7 +22,12 @@ class Adapter(Protocol):
     run: Run
 
     def fingerprint(self) -> dict[str, str]:
-        """sha256 of the test pixels as fed and of the labels."""
+        """sha256 of the test pixels as fed and of the labels (and of the list of episodes)."""
+        ...
+
+    @property
+    def examples(self) -> int:
+        """Units of the task's whole test: images, or episodes."""
         ...
 
     def check(self, stages: Sequence[str], training: bool) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from aal_bench import registry
 from aal_bench.adapters.attack_stage import Fooled, Saved, Victim, run_stage
+from aal_bench.adapters.network import build_network
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
 from aal_bench.attacks.stages import Setting, Stage
 from aal_bench.config import Run, Task
@@ -22,7 +23,7 @@ from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective, fp32
 from aal_bench.methods.updates import Plain
-from aal_bench.models.build import Classifier, build
+from aal_bench.models.build import Classifier
 from aal_bench.training.loop import Loop, Trained
 from aal_bench.training.loop import Setting as LoopSetting
 
@@ -39,7 +40,7 @@ def cross_entropy(model: nn.Module) -> Objective:
 def make_stage(name: str, task: Task) -> Stage:
     """Build a stage of a protocol from the registry's table."""
     found = registry.find("attack", name)
-    setting = Setting(task.threat, task.attack.step, task.data.classes, task.evaluation.seed)
+    setting = Setting(task.threat, task.attack.step, task.ways, task.evaluation.seed)
     return registry.load(found.row.target)(name, setting, *found.numbers)
 
 
@@ -67,6 +68,11 @@ class Classification:
         """sha256 of the whole test set's pixels and labels: a limit keeps the question."""
         return self.images.fingerprint
 
+    @property
+    def examples(self) -> int:
+        """Images of the task's whole test set."""
+        return len(self.images.test)
+
     def check(self, stages: Sequence[str], training: bool) -> None:
         """Refuse, before anything is written, a stage or a held-out part that cannot be."""
         for name in stages:
@@ -81,8 +87,7 @@ class Classification:
         from accelerate.utils import set_seed
 
         set_seed(self.run.seed)
-        task = self.task
-        return build(self.run.model.name, task.data.classes, task.data.size, task.normalisation)
+        return build_network(self.run)
 
     def objective(self, model: nn.Module) -> Objective:
         """Cross-entropy."""

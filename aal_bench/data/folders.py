@@ -21,8 +21,8 @@ def read(folder: Path, test_split: str) -> Found:
     Raises:
         UserError: a class folder without images, or other classes in the two splits.
     """
-    train, names = _read_split(folder / "train")
-    test, test_names = _read_split(folder / test_split)
+    train, names = read_split(folder / "train")
+    test, test_names = read_split(folder / test_split)
     if names != test_names:
         odd = sorted(set(names) ^ set(test_names))
         raise UserError(
@@ -32,7 +32,12 @@ def read(folder: Path, test_split: str) -> Found:
     return Found(train, test, names, "folders")
 
 
-def _read_split(folder: Path) -> tuple[ImageFiles, tuple[str, ...]]:
+def read_split(folder: Path) -> tuple[ImageFiles, tuple[str, ...]]:
+    """List the images of one split, and its classes.
+
+    Raises:
+        UserError: a class folder without images.
+    """
     from torchvision.datasets import ImageFolder
 
     try:

@@ -99,11 +99,11 @@ def _nothing(data_dir: Path, name: str) -> str:
         mend = "Give the folder that holds one of these"
     return (
         f"{data_dir}: no {TITLES.get(name, name)} found. Looked for {looked_for(name)}. "
-        f"Found: {_contents(entries)}. {mend}{otherwise}"
+        f"Found: {contents(entries)}. {mend}{otherwise}"
     )
 
 
-def _contents(entries: list[Path]) -> str:
+def contents(entries: list[Path]) -> str:
     """Summarise a folder: its folders, and its files by kind (by name when there is one)."""
     directories = [f"{entry.name}/" for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if not entry.is_dir()]

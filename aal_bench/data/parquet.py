@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,9 @@ def read(folder: Path, test_split: str, *, in_memory: bool) -> Found:
     Raises:
         UserError: a shard is unreadable or its columns are others.
     """
-    train, names = _read_split(shards(folder, "train"), in_memory)
-    test, test_names = _read_split(shards(folder, test_split), in_memory)
+    kind = InMemoryRows if in_memory else MappedRows
+    train, names = read_split(shards(folder, "train"), kind)
+    test, test_names = read_split(shards(folder, test_split), kind)
     if names != test_names:
         raise UserError(f"{folder}: train and {test_split} shards name other classes")
     if names is None:
@@ -58,7 +60,16 @@ def read(folder: Path, test_split: str, *, in_memory: bool) -> Found:
     return Found(train, test, names, "parquet")
 
 
-def _read_split(files: list[Path], in_memory: bool) -> tuple[Source, tuple[str, ...] | None]:
+def read_split(files: list[Path], kind: type[_Rows]) -> tuple[Source, tuple[str, ...] | None]:
+    """Read shards of one split; the class names where the schema's metadata has them.
+
+    Args:
+        files: the shards in order, at least one.
+        kind: `InMemoryRows`, `MappedRows` or `StreamedRows`.
+
+    Raises:
+        UserError: a shard is unreadable, or its columns are others.
+    """
     columns, names = _columns(files[0])
     for file in files[1:]:
         if _columns(file) != (columns, names):
@@ -67,8 +78,7 @@ def _read_split(files: list[Path], in_memory: bool) -> tuple[Source, tuple[str, 
     for file, part in zip(files, labels, strict=True):
         if not np.issubdtype(part.dtype, np.integer):
             raise UserError(f"{file}: column {columns[1]} must hold integers without gaps")
-    rows = (InMemoryRows if in_memory else MappedRows)(files, columns[0], labels)
-    return rows, names
+    return kind(files, columns[0], labels), names
 
 
 def _columns(file: Path) -> tuple[tuple[str, str], tuple[str, ...] | None]:
@@ -118,20 +128,27 @@ def _unreadable(file: Path, error: BaseException) -> UserError:
 
 
 class _Rows:
-    """What both ways of holding the rows share: where a row lies, and the files' stamp."""
+    """What all ways of holding the rows share: where a row lies, and the files' stamp."""
 
-    def __init__(self, files: list[Path], labels: list[np.ndarray]) -> None:
-        self.files = files
+    def __init__(self, files: list[Path], column: str, labels: list[np.ndarray]) -> None:
+        self.files, self.column = files, column
         self.labels = np.concatenate(labels).astype(np.int64)
         self.ends = np.cumsum([len(part) for part in labels])
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, i: int) -> bytes:
+        raise NotImplementedError
+
     def where(self, i: int) -> str:
-        shard = int(np.searchsorted(self.ends, i, side="right"))
-        row = i - (int(self.ends[shard - 1]) if shard else 0)
+        shard, row = self.place(i)
         return f"{self.files[shard]} row {row}"
+
+    def place(self, i: int) -> tuple[int, int]:
+        """Return number of the shard and row in it of image `i`."""
+        shard = int(np.searchsorted(self.ends, i, side="right"))
+        return shard, i - (int(self.ends[shard - 1]) if shard else 0)
 
     def stamp(self) -> list[list[str]]:
         return [stamp_file(file) for file in self.files]
@@ -142,18 +159,34 @@ class InMemoryRows(_Rows):
 
     def __init__(self, files: list[Path], column: str, labels: list[np.ndarray]) -> None:
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        super().__init__(files, labels)
-        structs = [_read_columns(file, [column]).column(0) for file in files]
-        field = pc.struct_field  # pyright: ignore[reportAttributeAccessIssue]: made at import
-        encoded = [field(struct, "bytes") for struct in structs]
+        super().__init__(files, column, labels)
+        encoded = [_encoded(file, column) for file in files]
         self.encoded = pa.chunked_array(
             [chunk for part in encoded for chunk in part.chunks], type=encoded[0].type
         )
 
     def read(self, i: int) -> bytes:
         return _given(self.encoded[i].as_py())
+
+
+class StreamedRows(_Rows):
+    """Encoded images of the two shards last asked for: for sets that are decoded once, in order."""
+
+    def __init__(self, files: list[Path], column: str, labels: list[np.ndarray]) -> None:
+        super().__init__(files, column, labels)
+        self._held: dict[int, Any] = {}
+        self._lock = Lock()
+
+    def read(self, i: int) -> bytes:
+        shard, row = self.place(i)
+        with self._lock:  # decoding threads meet at the end of a shard
+            if shard not in self._held:
+                if len(self._held) == 2:
+                    self._held.pop(next(iter(self._held)))
+                self._held[shard] = _encoded(self.files[shard], self.column)
+            held = self._held[shard]
+        return _given(held[row].as_py())
 
 
 class MappedRows(_Rows):
@@ -163,8 +196,7 @@ class MappedRows(_Rows):
         from datasets import Dataset, Image
         from datasets.exceptions import DatasetGenerationError
 
-        super().__init__(files, labels)
-        self.column = column
+        super().__init__(files, column, labels)
         try:
             rows = Dataset.from_parquet(
                 [str(file) for file in files],
@@ -179,6 +211,13 @@ class MappedRows(_Rows):
 
     def read(self, i: int) -> bytes:
         return _given(self.rows[i][self.column]["bytes"])
+
+
+def _encoded(file: Path, column: str) -> Any:
+    import pyarrow.compute as pc
+
+    field = pc.struct_field  # pyright: ignore[reportAttributeAccessIssue]: made at import
+    return field(_read_columns(file, [column]).column(0), "bytes")
 
 
 def _given(encoded: bytes | None) -> bytes:

@@ -10,6 +10,8 @@ What the terminal, Markdown, JSON and HTML renderers show is decided here:
 - From the best downwards, a standing joins the group of the group's leader unless the leader beats
   it (`paired.RULE`); else it leads the next group. A group shares its rank: 1, 1, 3. Within a group
   the order is by mean, then by name.
+- A few-shot row's score is its clean accuracy, and rows are paired over episodes
+  (`paired_episodes.RULE`).
 - An unreliable entry is ranked like any other, and marked wherever it is shown.
 """
 
@@ -20,11 +22,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aal_bench import registry
-from aal_bench.config import Task, read_task
+from aal_bench.config import Episodes, Task, read_task
 from aal_bench.errors import UserError, did_you_mean
 from aal_bench.leaderboard import entries
 from aal_bench.leaderboard.entries import Entry
-from aal_bench.leaderboard.standings import Row, Standing, rank, rows, verdicts
+from aal_bench.leaderboard.question import known_task
+from aal_bench.leaderboard.scores import verdicts
+from aal_bench.leaderboard.standings import Row, Standing, rank, rows
+from aal_bench.results import title_of
 from aal_bench.threat import format_fraction
 
 __all__ = ["Board", "Row", "Section", "Standing", "boards"]
@@ -42,13 +47,15 @@ class Section(NamedTuple):
     official: bool | None
     """Whether they are the data set's own bytes; None: the task file does not know them."""
     examples: int
-    """Size of the test set."""
+    """Size of the test set: images, or episodes."""
     standings: list[Standing]
     """In the order of the ranks."""
     eps: str
     """As the entries write it: ``8/255``."""
     fingerprint: str
     """sha256 of the test pixels as fed."""
+    episodes: Episodes | None = None
+    """Of a few-shot task."""
 
 
 class Board(NamedTuple):
@@ -56,7 +63,7 @@ class Board(NamedTuple):
 
     task: str
     title: str
-    """The task file's, else the task's name."""
+    """The task file's, with ways and shots of a few-shot task; else the task's name."""
     norm: str
     eps: str
     """Of its sections, joined by a comma should they differ; without entries the task file's."""
@@ -65,13 +72,21 @@ class Board(NamedTuple):
     task_file: Task | None
     """None: no such task is known here."""
 
+    @property
+    def fewshot(self) -> bool:
+        """Whether its rows answer episodes, and are ranked by clean accuracy."""
+        if self.sections:
+            return self.sections[0].episodes is not None
+        return self.task_file is not None and self.task_file.episodes is not None
+
 
 def boards(root: Path, task: str | None = None) -> list[Board]:
     """Read and rank every board below `root`, or those of one task.
 
     Args:
         root: the folder of the leaderboards.
-        task: a task's name; None: all that have entries.
+        task: a task's id (``mini-imagenet-5w1s``), or the name of a few-shot task file for all of
+            its boards; None: all that have entries.
 
     Returns:
         Boards by task and norm; when `task` is None, those that have entries. A known task without
@@ -86,21 +101,29 @@ def boards(root: Path, task: str | None = None) -> list[Board]:
         paths.setdefault(path.relative_to(root).parts[:-1], []).append(path)
     if task is not None:
         held = sorted({place[0] for place in paths if place})
-        paths = {place: files for place, files in paths.items() if place and place[0] == task}
+        wanted = {place for place in paths if place and _is(place[0], task)}
+        paths = {place: files for place, files in paths.items() if place in wanted}
         if not paths:
             return [_empty(task, held)]
     return [_board(place, files) for place, files in sorted(paths.items())]
 
 
+def _is(board: str, task: str) -> bool:
+    """Whether a board is that of `task`, or one of a few-shot task file of that name."""
+    known = known_task(board)
+    of_file = known is not None and known.episodes is not None and known.name == task
+    return board == task or of_file
+
+
 def _empty(task: str, held: list[str]) -> Board:
     """The board of a known task that has no entries yet; `held`: tasks that have some."""
     files = registry.task_files()
-    if task not in files:
+    file = read_task(files[task]) if task in files else known_task(task)
+    if file is None:
         near = did_you_mean(task, sorted({*held, *files}))
         raise UserError(f"unknown task '{task}'.{near} Boards: {', '.join(held) or 'none'}")
-    file = read_task(files[task])
     eps = format_fraction(file.threat.eps)
-    return Board(task, file.title, file.threat.norm, eps, sections=[], task_file=file)
+    return Board(file.id, title_of(file), file.threat.norm, eps, sections=[], task_file=file)
 
 
 def _board(place: tuple[str, ...], files: Sequence[Path]) -> Board:
@@ -108,8 +131,7 @@ def _board(place: tuple[str, ...], files: Sequence[Path]) -> Board:
     for entry in read:
         _check_place(entry, place)
     task, norm = place
-    file = registry.task_files().get(task)
-    task_file = None if file is None else read_task(file)
+    task_file = known_task(task)
     questions: dict[str, list[Entry]] = {}
     for entry in read:
         questions.setdefault(entry.result.task.hash, []).append(entry)
@@ -117,7 +139,7 @@ def _board(place: tuple[str, ...], files: Sequence[Path]) -> Board:
     sections.sort(key=lambda one: (not one.official, -len(one.standings), one.task_hash))
     return Board(
         task=task,
-        title=task_file.title if task_file else task,
+        title=title_of(task_file) if task_file else task,
         norm=norm,
         eps=", ".join(dict.fromkeys(section.eps for section in sections)),
         sections=sections,
@@ -137,6 +159,7 @@ def _section(task_hash: str, group: Sequence[Entry], task: Task | None) -> Secti
         standings=rank(rows(group), verdicts(group)),
         eps=first.eps,
         fingerprint=pixels,
+        episodes=first.task.episodes,
     )
 
 

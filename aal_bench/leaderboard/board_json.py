@@ -7,7 +7,7 @@ from typing import Any
 
 from aal_bench.leaderboard import published
 from aal_bench.leaderboard.board import Board, Section
-from aal_bench.leaderboard.cells import PASSES, RULES, passes_in_all
+from aal_bench.leaderboard.cells import PASSES, passes_in_all, rules
 from aal_bench.leaderboard.standings import Row, Standing
 
 SCHEMA_VERSION = "1.0"
@@ -38,14 +38,16 @@ def tree(
         if reported:
             one["reported"] = [claim._asdict() for claim in published.claims(board)]
         listed.append(one)
-    return {"schema_version": SCHEMA_VERSION, "rules": [*RULES, PASSES], "boards": listed}
+    return {"schema_version": SCHEMA_VERSION, "rules": [*rules(boards), PASSES], "boards": listed}
 
 
 def _section(board: Board, section: Section) -> dict[str, Any]:
+    asked = section.episodes
     return {
         "task_hash": section.task_hash,
         "eps": section.eps,
         "examples": section.examples,
+        **({} if asked is None else {"episodes": asked.model_dump(mode="json")}),
         "fingerprint": section.fingerprint,
         "pixels": section.pixels,
         "official": section.official,
@@ -92,7 +94,8 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
         "collapsed": row.collapsed,
         "external": result.external,
         "reported": result.reported,
-        **{key: shares[key] for key in ("clean", "autoattack", "robust", "stages")},
+        **{key: shares.get(key) for key in ("clean", "autoattack", "robust", "stages")},
+        **({"episodes": shares["episodes"]} if "episodes" in shares else {}),
         "level": result.verification.level,
         "unreliable": result.unreliable,
         "flags": [flag.model_dump(mode="json") for flag in result.flags],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Literal
 
 from aal_bench import record
+from aal_bench.leaderboard import paired_episodes
 from aal_bench.leaderboard.board import Board, Section
 from aal_bench.leaderboard.paired import RULE
 from aal_bench.leaderboard.standings import Row, Standing
@@ -25,12 +27,30 @@ RULES = (
     " its best sibling's; it counts like any other. An unreliable entry is ranked and marked.",
 )
 """How the boards rank, one sentence a line."""
+FEWSHOT_RULES = (
+    "Few-shot boards are ranked by clean accuracy, as the papers' tables are: the mean over all"
+    " seeds of the mean over episodes. Accuracy under attack is shown where it was measured, and"
+    " ranks nothing.",
+    f"Few-shot: {paired_episodes.RULE[0].lower()}{paired_episodes.RULE[1:]}",
+    "A few-shot seed collapsed when the 95 % interval of its clean accuracy reaches chance, or its"
+    " score is below half of its best sibling's.",
+)
+"""The same of few-shot boards."""
+_SHARED = RULES[2]
 PASSES = (
     "Passes: forward + backward through the network, per training image and epoch; “all epochs” is"
     " their sum times the epochs. They do not depend on the machine. Seconds do, and on what else"
     " ran there."
 )
 """What the columns of cost count."""
+
+
+def rules(boards: Sequence[Board]) -> tuple[str, ...]:
+    """How these boards rank, one sentence a line."""
+    fewshot = [board.fewshot for board in boards]
+    if not any(fewshot):
+        return RULES
+    return (*FEWSHOT_RULES, _SHARED) if all(fewshot) else (*RULES, *FEWSHOT_RULES)
 
 
 def percent(share: float | None, none: str = NONE) -> str:
@@ -57,6 +77,16 @@ def autoattack(row: Row) -> float:
     assert metrics is not None
     assert metrics.autoattack is not None
     return metrics.autoattack.value
+
+
+def attacked(rows: Sequence[Row], name: Literal["autoattack", "robust"]) -> str:
+    """Few-shot accuracies under attack of the seeds that have one."""
+    measures = [getattr(row.entry.result.metrics, name) for row in rows]
+    shares = [measure.value for measure in measures if measure is not None]
+    if not shares:
+        return NONE
+    told = f" ({len(shares)} of {len(rows)} seeds)" if len(shares) < len(rows) else ""
+    return spread(shares) + told
 
 
 def external(standing: Standing) -> str:
@@ -145,12 +175,23 @@ def heading(board: Board) -> str:
 
 
 def question(section: Section) -> str:
-    """What all rows of a section answer: images, pixels, hash; one line."""
+    """What all rows of a section answer: images or episodes, pixels, hash; one line."""
     pixels = section.pixels
     if section.official is not None:
         pixels = f"pixels {section.fingerprint[:8]}: {pixels}"
     doubt = {True: "", False: "; not the official bytes", None: "; perhaps not the official bytes"}
     return (
-        f"{section.examples:,} test images, {section.eps}, task_hash {section.task_hash[:8]}; "
+        f"{units(section)}, {section.eps}, task_hash {section.task_hash[:8]}; "
         f"{pixels}{doubt[section.official]}"
+    )
+
+
+def units(section: Section) -> str:
+    """What is answered, and by what few-shot boards rank: ``360 test images``."""
+    asked = section.episodes
+    if asked is None:
+        return f"{section.examples:,} test images"
+    return (
+        f"{section.examples:,} {asked.ways}-way {asked.shots}-shot episodes of"
+        f" {asked.ways * asked.queries} queries, ranked by clean accuracy"
     )

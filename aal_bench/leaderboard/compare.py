@@ -1,7 +1,7 @@
 """Two results of one question: the protocol fields and the images in which they differ. No torch.
 
 Accuracies are paired image by image (`paired`): a difference that McNemar's exact test does not
-find is a tie.
+find is a tie. Few-shot results are paired over episodes (`compare_episodes`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import numpy as np
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
-from aal_bench.leaderboard import entries, paired
-from aal_bench.leaderboard.compare_view import text, tree
+from aal_bench.leaderboard import compare_episodes, compare_view, entries, paired
+from aal_bench.leaderboard.compare_episodes import EpisodeComparison
 from aal_bench.leaderboard.protocol import Difference, differences, question
 from aal_bench.record import Result
-
-__all__ = ["Comparison", "Line", "Side", "compare", "text", "tree"]
 
 
 class Side(NamedTuple):
@@ -70,7 +68,7 @@ class Comparison(NamedTuple):
         return self.line(self.basis).pair.winner
 
 
-def compare(a: Path, b: Path) -> Comparison:
+def compare(a: Path, b: Path) -> Comparison | EpisodeComparison:
     """Compare two entries (``.json``), two runs (their folder or ``result.json``), or one of each.
 
     Raises:
@@ -79,6 +77,8 @@ def compare(a: Path, b: Path) -> Comparison:
     """
     one, other = load(a), load(b)
     _same_question(one, other)
+    if one.evidence.episodes:
+        return compare_episodes.compare(one, other)
     common = [stage for stage in one.evidence.stages if stage in other.evidence.stages]
     if not common:
         raise UserError(
@@ -96,6 +96,20 @@ def compare(a: Path, b: Path) -> Comparison:
         both.append(("robust", tuple(common), tuple(common)))
     lines = [_line(verdict, one, other, left, right) for verdict, left, right in both]
     return Comparison(one, other, differences(one.result, other.result), lines, basis, common)
+
+
+def text(found: Comparison | EpisodeComparison) -> str:
+    """For a terminal; no line break at the end."""
+    if isinstance(found, EpisodeComparison):
+        return compare_episodes.text(found)
+    return compare_view.text(found)
+
+
+def tree(found: Comparison | EpisodeComparison) -> dict[str, Any]:
+    """As JSON; shares are fractions in [0, 1]."""
+    if isinstance(found, EpisodeComparison):
+        return compare_episodes.tree(found)
+    return compare_view.tree(found)
 
 
 def load(path: Path) -> Side:
@@ -131,9 +145,10 @@ def _same_question(a: Side, b: Side) -> None:
             f" {hashes[1][:8]}): {told or 'no recorded field differs, so one hash is wrong'}"
         )
     if len(a.evidence) != len(b.evidence):
+        units = "queries" if a.evidence.episodes else "images"
         raise UserError(
-            f"{a.path} evaluated {len(a.evidence)} images, {b.path} {len(b.evidence)}:"
-            " compare runs on the same images, without --limit-eval"
+            f"{a.path} evaluated {len(a.evidence)} {units}, {b.path} {len(b.evidence)}:"
+            f" compare runs on the same {units}, without --limit-eval"
         )
     paired.same_images(paired.images(a.evidence), paired.images(b.evidence), (a.path, b.path))
 

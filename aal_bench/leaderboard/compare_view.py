@@ -11,6 +11,7 @@ from aal_bench.registry import AUTOATTACK
 
 if TYPE_CHECKING:
     from aal_bench.leaderboard.compare import Comparison, Line, Side
+    from aal_bench.leaderboard.protocol import Difference
 
 SHOWN = 20
 """At most so many indices in the text; the JSON has all."""
@@ -31,12 +32,11 @@ def sentence(found: Comparison) -> str:
 
 def text(found: Comparison) -> str:
     """For a terminal; no line break at the end."""
-    head = [f"{name}  {_title(side)}" for name, side in (("A", found.a), ("B", found.b))]
-    fields = [(field.name, field.a, field.b) for field in found.differing]
+    head = [f"{name}  {title(one)}" for name, one in (("A", found.a), ("B", found.b))]
     parts = [
         "\n".join(head),
-        _columns([("field", "A", "B"), *fields]) if fields else "no protocol field differs",
-        _columns([("", "A", "B", "only A", "only B", "p", "better"), *map(_cells, found.lines)]),
+        differing(found.differing),
+        columns([("", "A", "B", "only A", "only B", "p", "better"), *map(_cells, found.lines)]),
         _indices(found),
         sentence(found),
     ]
@@ -51,8 +51,8 @@ def tree(found: Comparison) -> dict[str, Any]:
     """
     deciding = found.line(found.basis)
     return {
-        "a": _side(found.a),
-        "b": _side(found.b),
+        "a": side(found.a),
+        "b": side(found.b),
         "task_hash": found.a.result.task.hash,
         "differing": [field._asdict() for field in found.differing],
         "lines": [
@@ -74,19 +74,29 @@ def tree(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _title(side: Side) -> str:
-    result = side.result
-    question = f"{result.task.id}, {result.threat.norm} {result.eps}, {len(side.evidence)} images"
-    return plain(f"{result.submission_id}  ({question}; {side.path})")
+def title(one: Side) -> str:
+    """What a side is: its name, its question and where it lies, one line."""
+    result, evidence = one.result, one.evidence
+    units = f"{evidence.episodes:,} episodes" if evidence.episodes else f"{len(evidence)} images"
+    question = f"{result.task.id}, {result.threat.norm} {result.eps}, {units}"
+    return plain(f"{result.submission_id}  ({question}; {one.path})")
 
 
-def _side(side: Side) -> dict[str, Any]:
-    result = side.result
+def differing(fields: Sequence[Difference]) -> str:
+    """The fields in which the two differ, as a table."""
+    if not fields:
+        return "no protocol field differs"
+    return columns([("field", "A", "B"), *((field.name, field.a, field.b) for field in fields)])
+
+
+def side(one: Side) -> dict[str, Any]:
+    """A side as JSON."""
+    result, evidence = one.result, one.evidence
     return {
         "submission_id": result.submission_id,
-        "path": str(side.path),
+        "path": str(one.path),
         "run_hash": result.run_hash,
-        "images": len(side.evidence),
+        "episodes" if evidence.episodes else "images": evidence.episodes or len(evidence),
         "external": result.external,
     }
 
@@ -117,7 +127,8 @@ def _indices(found: Comparison) -> str:
     return "\n".join(rows)
 
 
-def _columns(rows: Iterable[Sequence[str]]) -> str:
+def columns(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as a table of aligned columns."""
     listed = list(rows)
     widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
     return "\n".join(

@@ -11,7 +11,7 @@ from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.robustbench import same_architecture
 from aal_bench.leaderboard.rules import differing, rule, same, shown
 from aal_bench.record import Result
-from aal_bench.results import method_name
+from aal_bench.results import method_name, selection_metric
 from aal_bench.schema import Selection, Training
 
 NAMED = re.compile(r".*-seed(\d{1,10})-([0-9a-f]{8})", re.ASCII | re.DOTALL)
@@ -95,20 +95,31 @@ def _schedule(training: Training, run: Run) -> Iterator[str]:
         "epochs": train.epochs,
         "selection": Selection(
             split="validation" if chosen else "last",
-            metric="val_pgd" if chosen else None,
+            metric=selection_metric(run.task) if chosen else None,
             size=train.validation,
         ).model_dump(mode="json"),
     }
     own = [source for source in training.data if source.role == "train"]
     images = sum(source.count for source in own)
-    if len(own) == len(training.data):
+    if run.task.episodes is not None:
+        yield from _passes_of_epochs(training)
+    elif len(own) == len(training.data):
         wanted["steps"] = train.epochs * -(-images // train.batch_size)
     stated = training.model_dump(mode="json", include=set(wanted))
     yield from differing(stated, wanted, "training")
     if [source.name for source in own] != [run.task.data.name]:
         yield f"training.data is not the task's {run.task.data.name}"
-    if run.limits.train is not None and images > run.limits.train:
-        yield f"training.data counts {images:,} images, the limit is {run.limits.train:,}"
+    # Episodes of a shorter epoch are still drawn from all images.
+    limit = run.limits.train if run.task.episodes is None else None
+    if limit is not None and images > limit:
+        yield f"training.data counts {images:,} images, the limit is {limit:,}"
+
+
+def _passes_of_epochs(training: Training) -> Iterator[str]:
+    """An epoch of episodes is as long as its method makes it; all of them are as long."""
+    steps, epochs = training.steps or 0, training.epochs or 0
+    if steps < epochs or (epochs and steps % epochs):
+        yield f"training.steps is {shown(training.steps)}, no multiple of {epochs} epochs"
 
 
 def _built(record: Result, training: Training, run: Run) -> Iterator[str]:

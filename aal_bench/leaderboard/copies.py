@@ -6,7 +6,8 @@ Weights, run and seed are compared as the records state them (level 0), the evid
 Two honest models agree on many rows: what stands in both looks the same in both, and where both err
 without attack there is nothing but a class, often the same. So only rows are compared that one of
 the two classified and on which one of the two fell or erred: there, predictions, passes and the
-stages that felled an image tell models apart.
+stages that felled an image tell models apart. Of few-shot tables without a common attack there is
+nothing but classes: rows are compared on which one of the two erred.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from aal_bench.evidence import STAGE, Evidence
+from aal_bench.evidence import STAGE, Evidence, same_samples
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import placed, rule
 from aal_bench.record import Result
@@ -29,6 +30,9 @@ first weights (fgsm and pgd on CIFAR-10), 0.43 on the
 digits. A forger who would stay below must invent a quarter of the rows, each of which level 2
 replays.
 """
+SAME_ERRORS = 0.95
+"""The same for few-shot tables without a common attack: who errs on the same query, errs often
+towards the same class, and two good models err on much the same queries."""
 FEW = 10
 """With fewer such rows chance could make them equal: only equal files are copies then."""
 
@@ -75,8 +79,10 @@ def finding(own: Evidence, sha256: str, others: Mapping[str, tuple[str, Evidence
     """
     faults = []
     for name, (digest, table) in others.items():
-        share = 1.0 if digest == sha256 else overlap(own, table)
-        if share is not None and share >= COPIED:
+        classes_only = own.episode is not None and not _common(own, table)
+        share = (errors if classes_only else overlap)(own, table)
+        share = 1.0 if digest == sha256 else share
+        if share is not None and share >= (SAME_ERRORS if classes_only else COPIED):
             faults.append(f"{share:.1%} of the rows that tell models apart are those of {name}")
     return rule(1, "copies", faults, f"compared with {len(others)} on this board")
 
@@ -87,10 +93,10 @@ def overlap(a: Evidence, b: Evidence) -> float | None:
     Every column of every stage that both have is compared.
 
     Returns:
-        None where the tables are about other images, share no stage, or too few rows tell.
+        None where the tables are about other samples, share no stage, or too few rows tell.
     """
-    shared = [stage for stage in a.stages if stage in b.stages]
-    if not shared or not np.array_equal(a.index, b.index) or not np.array_equal(a.label, b.label):
+    shared = _common(a, b)
+    if not shared or not same_samples(a, b):
         return None
     telling = a.clean_correct() | b.clean_correct()
     telling &= ~(_untouched(a, shared) & _untouched(b, shared))
@@ -101,6 +107,24 @@ def overlap(a: Evidence, b: Evidence) -> float | None:
         for name in STAGE.names or ():
             equal &= a.column(stage, name) == b.column(stage, name)
     return float(equal[telling].mean())
+
+
+def errors(a: Evidence, b: Evidence) -> float | None:
+    """Share of equal predictions, in [0, 1], of the rows on which `a` or `b` errs without attack.
+
+    Returns:
+        None where the tables are about other samples, or too few rows tell.
+    """
+    if not same_samples(a, b):
+        return None
+    telling = ~(a.clean_correct() & b.clean_correct())
+    if telling.sum() < FEW:
+        return None
+    return float((a.clean_pred == b.clean_pred)[telling].mean())
+
+
+def _common(a: Evidence, b: Evidence) -> list[str]:
+    return [stage for stage in a.stages if stage in b.stages]
 
 
 def _untouched(table: Evidence, stages: list[str]) -> NDArray[np.bool_]:

@@ -59,9 +59,7 @@ class Entry(NamedTuple):
         Raises:
             UserError: it is missing, damaged, larger than its rows need, or a symbolic link.
         """
-        return read_evidence(
-            self.evidence_path, self.result.task.examples, len(self.result.evaluation)
-        )
+        return read_evidence(self.evidence_path, self.result.task.rows, len(self.result.evaluation))
 
 
 def folder(root: Path, task: str, norm: str) -> Path:

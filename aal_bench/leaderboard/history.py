@@ -60,6 +60,8 @@ def _level(record: Result) -> Iterator[str]:
     yield from _steps(history)
     if level <= CLAIMED:
         return
+    if record.task.episodes is not None:
+        yield f"level {level}: few-shot entries are verified up to level {CLAIMED} so far"
     if verification.by is None or verification.date is None:
         yield f"level {level} without a name and a date: a submitter may claim level {CLAIMED}"
     if level <= ATTACKED and verification.report_sha256 is None:
@@ -152,12 +154,13 @@ def _before(record: Result, current: list[Event]) -> Iterator[str]:
         if event.external != held:
             yield f"external before {event.stage} was {held}, its event says {event.external}"
         if stage.n_out < stage.n_in:
-            held = percent(stage.n_out / record.task.examples)
+            held = percent(stage.n_out / record.task.rows)
 
 
 def _external(record: Result) -> Iterator[str]:
     fell = [stage.attack for stage in extra(record) if stage.n_out < stage.n_in]
-    lowered = percent(record.metrics.robust.value) if fell and record.metrics else None
+    robust = record.metrics.robust if record.metrics else None
+    lowered = percent(robust.value) if fell and robust else None
     if record.external != lowered:
         why = f"after {fell[-1]}" if fell else "no image fell in a later stage"
         yield f"external is {shown(record.external)}, not {shown(lowered)}: {why}"

@@ -15,6 +15,12 @@ HEAD = (
     *("", "method", "network", "clean, %", "AutoAttack, %", "external, %", "95 % interval"),
     *("seeds", "level", "flags", "training", "passes", "passes, all epochs", "data"),
 )
+FEWSHOT = (
+    *("", "method", "network", "clean, %", "95 % interval", "AutoAttack, %", "all attacks, %"),
+    *("seeds", "level", "flags", "training", "passes", "passes, all epochs", "data"),
+)
+OPTIONAL = {"external, %"}, {"AutoAttack, %", "all attacks, %"}
+"""Columns that are left out where no row has them: of boards of images, and of few-shot ones."""
 LEGEND = (
     "Several seeds: mean ± sample standard deviation [each seed]. Level: the seeds' lowest level of"
     " verification. Training: mean time."
@@ -30,7 +36,7 @@ def markdown(boards: Sequence[Board], robustbench: bool = False, reported: bool 
         reported: with the papers' claims for the task.
     """
     parts = ["# Leaderboards"]
-    parts += ["\n".join(f"- {line}" for line in (*cells.RULES, LEGEND, cells.PASSES))]
+    parts += ["\n".join(f"- {line}" for line in (*cells.rules(boards), LEGEND, cells.PASSES))]
     if not boards:
         parts.append("No entries yet.")
     for board in boards:
@@ -44,31 +50,34 @@ def markdown(boards: Sequence[Board], robustbench: bool = False, reported: bool 
 
 
 def _section(board: Board, section: Section) -> str:
-    rows = [_standing(board, standing) for standing in section.standings]
+    fewshot = section.episodes is not None
+    head = FEWSHOT if fewshot else HEAD
+    rows = [_standing(board, standing, fewshot) for standing in section.standings]
     shown = [
-        column for column, name in enumerate(HEAD) if not name.startswith("external") or _any(rows)
+        column
+        for column, name in enumerate(head)
+        if name not in OPTIONAL[fewshot] or any(row[column] != NONE for row in rows)
     ]
-    table = grid([HEAD[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    table = grid([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
     return f"{escape(cells.question(section))}\n\n{table}"
 
 
-def _any(rows: Sequence[Sequence[str]]) -> bool:
-    column = HEAD.index("external, %")
-    return any(row[column] != NONE for row in rows)
-
-
-def _standing(board: Board, standing: Standing) -> tuple[str, ...]:
+def _standing(board: Board, standing: Standing, fewshot: bool) -> tuple[str, ...]:
     rows, first = standing.rows, standing.first
     links = ", ".join(_link(board, row) for row in rows)
     own = "" if first.training is None else f"{escape(standing.method)}: "
+    interval = cells.interval(rows[0].measure.ci95) if len(rows) == 1 else NONE
+    if fewshot:
+        under = (interval, cells.attacked(rows, "autoattack"), cells.attacked(rows, "robust"))
+    else:
+        shares = _each([cells.autoattack(row) for row in rows])
+        under = (shares, escape(cells.external(standing)), interval)
     return (
         standing.place,
         own + links,
         escape(first.model.architecture),
         _each([cells.clean(row) for row in rows]),
-        _each([cells.autoattack(row) for row in rows]),
-        escape(cells.external(standing)),
-        cells.interval(rows[0].measure.ci95) if len(rows) == 1 else NONE,
+        *under,
         cells.seeds(standing),
         f"{standing.level}",
         escape(cells.flags(rows)),

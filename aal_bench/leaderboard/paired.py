@@ -84,18 +84,29 @@ def ranked_stages(result: Result, evidence: Evidence) -> tuple[str, ...] | None:
 
 
 def stands(evidence: Evidence, stages: Sequence[str] = ()) -> Bools:
-    """Verdicts (n,) under all of `stages` and without attack, in ascending order of `index`.
+    """Verdicts (n,) under all of `stages` and without attack, in the order of `images`.
 
     Raises:
         UserError: a row of one of the stages is missing.
     """
-    return evidence.robust(stages)[np.argsort(evidence.index)]
+    return evidence.robust(stages)[_order(evidence)]
 
 
 def images(evidence: Evidence) -> NDArray[Any]:
-    """Positions and labels (n, 2) of the evaluated images, in ascending order of position."""
-    order = np.argsort(evidence.index)
-    return np.stack([evidence.index[order], evidence.label[order]], axis=1)
+    """Positions and labels (n, 2) of the evaluated images, in ascending order of position.
+
+    Of few-shot evidence (n, 3): episode by episode, and its number last.
+    """
+    order = _order(evidence)
+    columns = [evidence.index, evidence.label]
+    columns += [] if evidence.episode is None else [evidence.episode]
+    return np.stack([column[order] for column in columns], axis=1)
+
+
+def _order(evidence: Evidence) -> NDArray[np.intp]:
+    if evidence.episode is None:
+        return np.argsort(evidence.index)
+    return np.lexsort((evidence.index, evidence.episode))
 
 
 def same_images(a: NDArray[Any], b: NDArray[Any], names: tuple[object, object]) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
-from aal_bench.leaderboard import rows
+from aal_bench.leaderboard import episodes, rows
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.extend import protocol_stages
 from aal_bench.leaderboard.findings import Finding
-from aal_bench.leaderboard.question import known_task
+from aal_bench.leaderboard.question import task_of
 from aal_bench.leaderboard.rules import rule, same, shown
 from aal_bench.leaderboard.untrusted import plain, unpacked
 from aal_bench.metrics import METRICS
@@ -59,7 +59,7 @@ def findings(entry: Entry) -> tuple[list[Finding], Evidence | None]:
         The findings, and the evidence where the file is the one that the record names.
     """
     record = entry.result
-    task = known_task(record.task.id)
+    task = task_of(record)
     assert task is not None
     assert record.evidence is not None
     file = rule(1, "evidence", _file(entry), f"sha256 {record.evidence.sha256[:8]}")
@@ -88,7 +88,7 @@ def _file(entry: Entry) -> Iterator[str]:
     record, path = entry.result, entry.evidence_path
     assert record.evidence is not None
     try:
-        plain(path, "its evidence", unpacked(record.task.examples, len(record.evaluation)))
+        plain(path, "its evidence", unpacked(record.task.rows, len(record.evaluation)))
         found = sha256_file(path)
     except UserError as error:
         yield _without_path(error, entry)
@@ -122,9 +122,11 @@ def _metrics(record: Result, table: Evidence) -> Iterator[str]:
     stages = [stage.attack for stage in record.evaluation]
     found = METRICS[record.task.family](table, stages)
     assert record.metrics is not None
-    stated = record.metrics.model_dump(mode="json", exclude_none=True)
+    tree = record.metrics.model_dump(mode="json")
+    stated = {name: value for name, value in tree.items() if value is not None}
+    alike = same if record.task.episodes is None else episodes.same_means
     for name, value in found.items():
-        if not same(stated.get(name), value):
+        if not alike(stated.get(name), value):
             yield _different(name, stated.get(name), value)
     for name in stated.keys() - found.keys():
         yield f"metrics.{name} does not follow from the stages"
@@ -139,6 +141,8 @@ def _different(name: str, stated: object, found: object) -> str:
 
 
 def _headline(record: Result) -> str:
+    if record.autoattack_acc is None:
+        return f"all recomputed; clean {record.clean_acc} %"
     return f"all recomputed; AutoAttack {record.autoattack_acc} %"
 
 

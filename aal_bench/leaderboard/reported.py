@@ -83,12 +83,13 @@ def claims(task: Task, method: str, model: str) -> list[Claim]:
         model: a registered name (``wrn-34-10``); rows for this network come first.
 
     Returns:
-        Claims, those for the same network first, then in the papers' order; [] where none.
+        Claims, those for the same network first, then in the papers' order; [] where none. Of a
+        few-shot task those for its ways and shots, as ``clean``.
     """
     found = [
-        _claim(paper, table, row, model)
+        _claim(paper, table, row, model, _stages(table, task))
         for paper, table in _tables()
-        if _same_threat(table, task)
+        if _same_threat(table, task) and _stages(table, task)
         for row in table["rows"]
         if row.get("method") in PRINTED.get(method, ())
         and row.get("dataset", table.get("dataset")) == task.paper.get("dataset")
@@ -118,11 +119,21 @@ def _same_threat(table: dict[str, Any], task: Task) -> bool:
     return table["norm"] == task.threat.norm and parse_fraction(table["eps"]) == task.threat.eps
 
 
-def _claim(paper: str, table: dict[str, Any], row: dict[str, Any], model: str) -> Claim:
+def _stages(table: dict[str, Any], task: Task) -> dict[str, str]:
+    """A table's columns -> the stages of this task that they are about."""
+    if task.episodes is None:
+        return table["columns"]
+    asked = task.id.removeprefix(f"{task.name}-")
+    return {column: "clean" for column, stage in table["columns"].items() if stage == asked}
+
+
+def _claim(
+    paper: str, table: dict[str, Any], row: dict[str, Any], model: str, stages: dict[str, str]
+) -> Claim:
     backbone = row.get("backbone", table.get("backbone"))
     detail = [f"{key} {row[key]}" for key in ("attention", "kernel") if key in row]
     notes = [*detail, *(place["note"] for place in (row, table) if "note" in place)]
-    values = {stage: fraction(row[column]) for column, stage in table["columns"].items()}
+    values = {stage: fraction(row[column]) for column, stage in stages.items()}
     return Claim(
         paper=paper,
         table=table["label"],

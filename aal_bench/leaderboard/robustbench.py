@@ -22,6 +22,15 @@ from aal_bench.threat import format_fraction, parse_fraction
 _SIZES = {"resnet18": 11.2e6, "preactresnet18": 11.2e6, "resnet20": 0.27e6, "resnet32": 0.46e6}
 _SIZES |= {"resnet110": 1.7e6, "densenet121": 7.0e6, "resnet50": 25e6}
 """Parameters, roughly: they order neighbours and are printed nowhere."""
+_SAME = {
+    "wrn28": "wrn28x10",
+    "cnn464": "cnn4",
+    "32323232": "cnn432",
+    "646464": "cnn4",
+    "646465": "cnn4",
+}
+"""Keys of few-shot networks under other names: learn2learn's, and the papers' lists of filters (of
+which one is short of a layer and one misprinted)."""
 
 
 BROKEN = 0.1
@@ -77,6 +86,8 @@ def nearest(
         n: at most so many rows.
         clean: the model's clean accuracy in [0, 1], if known.
     """
+    if task.family == "fewshot":
+        return Neighbours([], "RobustBench has no few-shot")
     dataset = task.paper.get("robustbench")
     if dataset is None:
         return Neighbours([], f"RobustBench has no data set for task {task.name}")
@@ -142,7 +153,8 @@ def _apart(a: float | None, b: float | None) -> float:
 def _key(name: str) -> str:
     text = name.lower().replace("wideresnet", "wrn").replace(" ", "")
     wide = re.fullmatch(r"wrn-?(\d+)-(\d+)", text)
-    return f"wrn{wide[1]}x{wide[2]}" if wide else text.replace("-", "")
+    key = f"wrn{wide[1]}x{wide[2]}" if wide else text.replace("-", "")
+    return _SAME.get(key, key)
 
 
 @cache

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from aal_bench.attacks import parameters as known
 from aal_bench.config import Task
 from aal_bench.evidence import NORM_DECIMALS, NOT_MEASURED, Evidence
+from aal_bench.leaderboard import episodes
 from aal_bench.leaderboard.extend import is_extra
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import rule, shown
@@ -36,7 +37,7 @@ def findings(record: Result, task: Task, table: Evidence) -> list[Finding]:
     return [
         complete,
         rule(1, "labels", _labels(record, task, table), _pixels(record, task)),
-        rule(1, "classes", _classes(record, table), f"predictions are 0..{task.data.classes - 1}"),
+        rule(1, "classes", _classes(record, table), f"predictions are 0..{task.ways - 1}"),
         rule(1, "attacked", _attacked(record, table), "every stage attacked those that stood"),
         rule(1, "verdicts", _verdicts(table), "as the predictions say"),
         rule(1, "norms", _norms(record, table), f"within {record.eps} of the image"),
@@ -51,7 +52,10 @@ def attacks(record: Result) -> list[StageRecord]:
 
 def _rows(record: Result, task: Task, table: Evidence) -> Iterator[str]:
     assert record.evidence is not None
-    n = record.task.examples
+    n = record.task.rows
+    if table.family != record.task.family:
+        yield f"a table of {table.family}, the task is {record.task.family}"
+        return
     if len(table) != n:
         yield f"{len(table):,} rows, the task has {n:,}"
         return
@@ -62,6 +66,9 @@ def _rows(record: Result, task: Task, table: Evidence) -> Iterator[str]:
         missing = int((~table.done(stage)).sum())
         if missing:
             yield f"stage {stage} lacks {missing} rows"
+    if record.task.episodes is not None:
+        yield from episodes.positions(record, table)
+        return
     ascending = bool((np.diff(table.index.astype(np.int64)) > 0).all())
     if task.data.subset is None and not np.array_equal(table.index, np.arange(n)):
         yield f"index is not 0..{n - 1}"
@@ -79,7 +86,9 @@ def labels_sha256(labels: NDArray[np.int16]) -> str:
 def _labels(record: Result, task: Task, table: Evidence) -> Iterator[str]:
     assert record.evidence is not None
     stated = record.evidence.dataset_fingerprint
-    if labels_sha256(table.label) != stated["labels"]:
+    if record.task.episodes is not None:
+        yield from episodes.labels(record, table)
+    elif labels_sha256(table.label) != stated["labels"]:
         yield "they are not those of dataset_fingerprint.labels"
     official = task.data.labels.get(stated["pixels"])
     if official not in (None, stated["labels"]):

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from aal_bench.errors import UserError
-from aal_bench.evidence import Evidence
-from aal_bench.hashing import sha256_file
+from aal_bench.leaderboard import paired, paired_episodes
 from aal_bench.leaderboard.entries import Entry
-from aal_bench.leaderboard.paired import Bools, beats, images, ranked_stages, same_images, stands
-from aal_bench.record import Result, percent, whole_autoattack
-from aal_bench.registry import AUTOATTACK
+from aal_bench.leaderboard.scores import Verdicts, measure
+from aal_bench.metrics import near_chance
+from aal_bench.record import Result
 from aal_bench.schema import Measure
-
-ROUNDING = 1e-9
-"""Two shares of the same images are equal when they differ by less."""
 
 
 class Row(NamedTuple):
@@ -25,7 +19,8 @@ class Row(NamedTuple):
 
     entry: Entry
     score: float
-    """AutoAttack accuracy, or the lower accuracy behind ``external``: k / n, in [0, 1]."""
+    """AutoAttack accuracy, or the lower accuracy behind ``external``, in [0, 1]; few-shot: clean
+    accuracy."""
     collapsed: bool
     """See `is_collapsed`."""
 
@@ -43,7 +38,7 @@ class Row(NamedTuple):
     @property
     def measure(self) -> Measure:
         """The measured share behind the score, with its count and interval."""
-        return _measure(self.entry)
+        return measure(self.entry)
 
 
 class Standing(NamedTuple):
@@ -91,12 +86,12 @@ class Standing(NamedTuple):
         return f"{self.rank}{'=' if self.tied else ''}"
 
 
-def rank(members: Iterable[Row], verdicts: dict[Path, Bools]) -> list[Standing]:
+def rank(members: Iterable[Row], verdicts: Verdicts) -> list[Standing]:
     """Group rows into standings, order and rank them.
 
     Args:
         members: rows of equal task_hash.
-        verdicts: path of each entry -> (n,) whether each image stands, in one order of images.
+        verdicts: of each entry, in one order of images or episodes.
     """
     groups: dict[Any, list[Row]] = {}
     for row in members:
@@ -119,7 +114,8 @@ def is_collapsed(clean: float, score: float, classes: int, siblings: Sequence[fl
     """Whether training failed under this seed, as catastrophic overfitting makes it.
 
     Its clean accuracy is at most twice chance, or its score below half of its best sibling's.
-    (AutoAttack needs four classes, so that twice chance is never all.)
+    (AutoAttack needs four classes, so that twice chance is never all; of few-shot entries, whose
+    chance is larger, `metrics.near_chance` takes its place.)
 
     Args:
         clean: accuracy without attack, in [0, 1].
@@ -127,99 +123,35 @@ def is_collapsed(clean: float, score: float, classes: int, siblings: Sequence[fl
         classes: chance is 1 / classes.
         siblings: scores of all seeds of the configuration, its own may be among them.
     """
-    return clean <= 2 / classes or score < max(siblings, default=0.0) / 2
+    return clean <= 2 / classes or _halved(score, siblings)
+
+
+def _halved(score: float, siblings: Sequence[float]) -> bool:
+    return score < max(siblings, default=0.0) / 2
 
 
 def rows(group: Sequence[Entry]) -> list[Row]:
     """Score the entries of one section and find the seeds that collapsed.
 
     Raises:
-        UserError: an entry has no AutoAttack accuracy, or an ``external`` that is not its own.
+        UserError: an entry has no number that ranks it, or an ``external`` that is not its own.
     """
-    scores = {entry.path: _measure(entry).value for entry in group}
+    scores = {entry.path: measure(entry).value for entry in group}
     siblings: dict[Any, list[float]] = {}
     for entry in group:
         siblings.setdefault(_configuration(entry), []).append(scores[entry.path])
     scored: list[Row] = []
     for entry in group:
-        result, score = entry.result, scores[entry.path]
-        clean = result.metrics.clean.value if result.metrics else 0.0
-        best = siblings[_configuration(entry)]
-        scored.append(Row(entry, score, is_collapsed(clean, score, result.task.classes, best)))
+        task, metrics, score = entry.result.task, entry.result.metrics, scores[entry.path]
+        others = siblings[_configuration(entry)]
+        if task.episodes is not None and metrics is not None:
+            near = near_chance(task.family, task.classes, metrics.clean.model_dump())
+            collapsed = near is not None or _halved(score, others)
+        else:
+            clean = metrics.clean.value if metrics else 0.0
+            collapsed = is_collapsed(clean, score, task.classes, others)
+        scored.append(Row(entry, score, collapsed))
     return scored
-
-
-def verdicts(group: Sequence[Entry]) -> dict[Path, Bools]:
-    """Whether each image stands, by the path of each entry of a section.
-
-    Returns:
-        Path -> (n,) in ascending order of image, under the stages behind the entry's score.
-
-    Raises:
-        UserError: evidence is missing, unreadable, incomplete or about other images, is not the
-            table that the record names, or says other numbers than those that the board prints.
-    """
-    found: dict[Path, Bools] = {}
-    first = None
-    for entry in group:
-        evidence = entry.evidence()
-        own = images(evidence)
-        first = own if first is None else first
-        same_images(first, own, (group[0].path, entry.path))
-        stages = ranked_stages(entry.result, evidence)
-        if stages is None:
-            raise UserError(f"{entry.evidence_path}: the evidence lacks a stage of AutoAttack")
-        try:
-            found[entry.path] = stands(evidence, stages)
-        except UserError as error:
-            raise UserError(f"{entry.evidence_path}: {error}") from None
-        _follows(entry, evidence, float(found[entry.path].mean()))
-    return found
-
-
-def _follows(entry: Entry, evidence: Evidence, score: float) -> None:
-    """Refuse a board that would print numbers which the evidence beside them does not say."""
-    metrics, file = entry.result.metrics, entry.result.evidence
-    assert metrics is not None  # `_measure` refused the entry otherwise
-    assert metrics.autoattack is not None
-    wrong = []
-    if file is None or sha256_file(entry.evidence_path) != file.sha256:
-        wrong.append(f"{entry.evidence_path.name} is not the table that it was made of (sha256)")
-    told = {
-        "clean": (metrics.clean.value, float(stands(evidence).mean())),
-        "AutoAttack": (metrics.autoattack.value, float(stands(evidence, AUTOATTACK).mean())),
-        "its score": (_measure(entry).value, score),
-    }
-    wrong += [
-        f"{name} is {percent(stated)} %, the evidence says {percent(counted)} %"
-        for name, (stated, counted) in told.items()
-        if abs(stated - counted) > ROUNDING
-    ]
-    if wrong:
-        raise UserError(
-            f"{entry.path}: {'; '.join(wrong)}: no board prints it"
-            f" (aal-bench verify {entry.path} says which rules are broken)"
-        )
-
-
-def _measure(entry: Entry) -> Measure:
-    """What ranks an entry."""
-    result = entry.result
-    metrics = result.metrics
-    if metrics is None or metrics.autoattack is None or not whole_autoattack(result):
-        raise UserError(
-            f"{entry.path}: has no AutoAttack accuracy (standard, whole test set), so that it"
-            " cannot be ranked; the protocols full, standard and again measure it"
-        )
-    if result.external is None:
-        return metrics.autoattack
-    # The string has two decimals: it is only printed.
-    if result.external != percent(metrics.robust.value):
-        raise UserError(
-            f"{entry.path}: external is {result.external!r}, its attacks leave"
-            f" {percent(metrics.robust.value)} (aal-bench verify {entry.path})"
-        )
-    return metrics.robust
 
 
 def _configuration(entry: Entry) -> tuple[str, ...]:
@@ -249,6 +181,7 @@ def _order(standing: Standing) -> tuple[Any, ...]:
     return (-standing.mean, standing.method, first.model.name, config, standing.rows[0].id)
 
 
-def _beats(a: Standing, b: Standing, verdicts: dict[Path, Bools]) -> bool:
+def _beats(a: Standing, b: Standing, verdicts: Verdicts) -> bool:
     one, other = ([verdicts[row.entry.path] for row in standing.rows] for standing in (a, b))
-    return beats(one, other)
+    fewshot = a.first.task.episodes is not None
+    return (paired_episodes.beats if fewshot else paired.beats)(one, other)

@@ -13,6 +13,7 @@ from aal_bench.attacks import parameters as known
 from aal_bench.attacks.parameters import PARTITION
 from aal_bench.config import Task
 from aal_bench.errors import UserError
+from aal_bench.leaderboard import episodes
 from aal_bench.leaderboard.extend import is_extra, protocol_stages
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import differing, rule, same, shown
@@ -37,13 +38,19 @@ def findings(record: Result, task: Task) -> list[Finding]:
         rule(0, "arithmetic", _arithmetic(record, task), "the task's batches and seed, fp32"),
     ]
     if task.family == "classification":
-        rules += [
-            rule(0, "autoattack", _autoattack(record), "standard, all four, on the whole test set"),
-            rule(0, "order", _order(record), _survivors(record)),
-            rule(0, "counts", _counts(record), "metrics are the stages' counts"),
-            rule(0, "budget", _budget(record, task), "survivors cost what their attacks cost"),
-        ]
-    return rules
+        whole = "standard, all four, on the whole test set"
+        rules.append(rule(0, "autoattack", _autoattack(record), whole))
+    elif task.family == "fewshot":
+        whole = episodes.attacked(record)
+        rules.append(rule(0, "autoattack", episodes.autoattack(record), whole))
+    else:
+        return rules
+    return [
+        *rules,
+        rule(0, "order", _order(record), _survivors(record)),
+        rule(0, "counts", _counts(record), "metrics are the stages' counts"),
+        rule(0, "budget", _budget(record, task), "survivors cost what their attacks cost"),
+    ]
 
 
 def extra(record: Result) -> list[StageRecord]:
@@ -74,6 +81,9 @@ def _protocol(record: Result) -> Iterator[str]:
         yield f"stages are {shown(','.join(names))}, the protocol's {shown(','.join(stages))}"
         return
     added = names[len(stages) :]
+    if added and record.task.episodes is not None:
+        yield f"stage {shown(added[0])}: nothing is added to few-shot entries yet"
+        return
     for position, name in enumerate(added):
         kind, _, number = name.partition("-")
         before = sum(other.startswith(f"{kind}-") for other in added[:position])
@@ -112,7 +122,7 @@ def budget_of(stage: str, task: Task) -> known.Budget | None:
 
 def _known_parameters(stage: str, task: Task) -> dict[str, Any] | None:
     threat = task.threat
-    return known.parameters(stage, threat.norm, threat.eps, task.attack.step, task.data.classes)
+    return known.parameters(stage, threat.norm, threat.eps, task.attack.step, task.ways)
 
 
 def _unknown(record: Result) -> str:
@@ -147,7 +157,7 @@ def _autoattack(record: Result) -> Iterator[str]:
 
 def _order(record: Result) -> Iterator[str]:
     """Which images each stage must have attacked, as far as counts tell."""
-    standing, chained, all_of_it = record.task.examples, None, None
+    standing, chained, all_of_it = record.task.rows, None, None
     clean = None
     for stage in record.evaluation:
         if stage.attack == "clean":
@@ -171,11 +181,11 @@ def _order(record: Result) -> Iterator[str]:
 
 def _survivors(record: Result) -> str:
     shown = [f"{stage.attack} {stage.n_out}" for stage in record.evaluation]
-    return f"of {record.task.examples}: {', '.join(shown)}"
+    return f"of {record.task.rows}: {', '.join(shown)}"
 
 
 def _counts(record: Result) -> Iterator[str]:
-    metrics, n = record.metrics, record.task.examples
+    metrics = record.metrics
     if metrics is None or not record.evaluation:
         yield "no metrics"
         return
@@ -190,26 +200,36 @@ def _counts(record: Result) -> Iterator[str]:
     if metrics.autoattack is not None:
         stated["autoattack"] = metrics.autoattack
         stages["autoattack"] = stages.get("square", 0)
+    if record.task.episodes is not None:
+        faults = list(episodes.spreads(record))
+        yield from faults
+        if faults:
+            return
     for name, measured in stated.items():
-        yield from _measured(name, measured, stages[name], n)
-    yield from _robust(record, metrics.robust, n)
+        yield from _measured(record, name, measured, stages[name])
+    if metrics.robust is not None:
+        yield from _robust(record, metrics.robust)
 
 
-def _measured(name: str, stated: Measure, k: int, n: int) -> Iterator[str]:
+def _measured(record: Result, name: str, stated: Measure, k: int) -> Iterator[str]:
+    if record.task.episodes is not None:
+        yield from episodes.measured(record, name, stated, k)
+        return
+    n = record.task.examples
     if k > n:
         yield f"{name}: {k} of {n} stand"
     elif not same(stated.model_dump(mode="json"), measure(k, n)):
         yield f"metrics of {name} are not those of {k} of {n}"
 
 
-def _robust(record: Result, stated: Measure, n: int) -> Iterator[str]:
+def _robust(record: Result, stated: Measure) -> Iterator[str]:
     """All stages together: exact after an added stage, bounded by Bonferroni before one."""
-    added, own = extra(record), protocol_stages(record.evaluation)
+    added, own, n = extra(record), protocol_stages(record.evaluation), record.task.rows
     if added:
-        yield from _measured("robust", stated, added[-1].n_out, n)
+        yield from _measured(record, "robust", stated, added[-1].n_out)
         return
     k = round(stated.value * n)
-    yield from _measured("robust", stated, k, n)
+    yield from _measured(record, "robust", stated, k)
     fallen = sum(stage.n_in - stage.n_out for stage in own if stage.attack != "clean")
     least, most = own[0].n_out - fallen, min(stage.n_out for stage in own)
     if not least <= k <= most:

@@ -12,7 +12,7 @@ from aal_bench.config import parse
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
-from aal_bench.leaderboard import copies, entries, pair, verify
+from aal_bench.leaderboard import copies, entries, episodes, pair, verify
 from aal_bench.leaderboard.entries import ENTRY_NAME, Entry
 from aal_bench.leaderboard.findings import broken
 from aal_bench.leaderboard.metadata import Metadata, checkpoint_of, inherited
@@ -72,8 +72,9 @@ def _eligible(run: Path) -> Result:
         raise UserError(f"{run}: a smoke run is a trial of the machinery, never a result")
     if result.limit is not None:
         raise UserError(
-            f"{run}: evaluated on {result.limit} of {result.task.examples} test images; run it"
-            " again without --limit-eval"
+            f"{run}: evaluated on {result.limit} of {result.task.examples}"
+            f" {'test images' if result.task.episodes is None else 'episodes'}; run it again"
+            " without --limit-eval"
         )
     if result.task.family == "classification" and not whole_autoattack(result):
         ranked = [
@@ -85,6 +86,10 @@ def _eligible(run: Path) -> Result:
             f"{run}: protocol {result.protocol} is not full AutoAttack; run it again with"
             f" --protocol {' or '.join(ranked)} (or attack its weights alone: aal-bench evaluate"
             f" {result.task.id} --checkpoint {run / 'model.safetensors'} --protocol {ranked[0]})"
+        )
+    if result.task.episodes is not None and (why := episodes.unranked(result)) is not None:
+        raise UserError(
+            f"{run}: {why}; run it again with --protocol {' or '.join(registry.EPISODIC)}"
         )
     path = run / (result.evidence.path or "") if result.evidence else run
     if not path.is_file():
@@ -204,6 +209,8 @@ def _nobody_elses(entry: Entry, evidence: Path) -> None:
 def remark(entry: Result) -> str:
     """Why the entry may not be verified beyond level 1, or what it needs for more."""
     code = entry.environment.aal_bench
+    if entry.task.episodes is not None:
+        return "(at most, so far: levels 2 to 4 are not offered yet for few-shot entries)"
     if code.commit is None:
         return "(at most: the run's code has no commit)"
     if code.dirty:

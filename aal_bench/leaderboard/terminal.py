@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 HEAD = ("", "method", "network", "clean", "AutoAttack", "external", "95 % interval")
 HEAD += ("level", "flags", "training")
+FEWSHOT = ("", "method", "network", "clean", "95 % interval", "AutoAttack", "all attacks")
+FEWSHOT += ("level", "flags", "training")
+OPTIONAL = {"external"}, {"AutoAttack", "all attacks"}
+"""Columns that are left out where no row has them: of boards of images, and of few-shot ones."""
 WORDS = {"", "method", "network", "flags", "training", "where", "entry", "venue"}
 """Columns of words: left-aligned, and folded where the terminal is narrow. Numbers never are."""
 DROPPED = ("training", "network", "95 % interval", "clean", "level")
@@ -43,7 +47,7 @@ def show(boards: Sequence[Board], robustbench: bool = False, reported: bool = Fa
         for part in parts:
             console.print(part)
             console.print()
-    for line in cells.RULES:
+    for line in cells.rules(boards):
         console.print(line, markup=False, style="dim")
 
 
@@ -67,19 +71,24 @@ def table(board: Board, width: int = WIDE) -> list[RenderableType]:
 def _section(board: Board, section: Section, width: int) -> Table:
     from rich.text import Text
 
-    lines = [line for standing in section.standings for line in _lines(standing)]
-    columns = dict(zip(HEAD, zip(*lines, strict=True), strict=True))
-    if set(columns["external"]) == {NONE}:
-        del columns["external"]
+    fewshot = section.episodes is not None
+    told = _episode_lines if fewshot else _lines
+    lines = [line for standing in section.standings for line in told(standing)]
+    head: tuple[str, ...] = FEWSHOT if fewshot else HEAD
+    columns: dict[str, tuple[str, ...]] = dict(zip(head, zip(*lines, strict=True), strict=True))
+    for name in OPTIONAL[fewshot]:
+        if set(columns[name]) == {NONE}:
+            del columns[name]
     left_out = []
-    for name in DROPPED:
+    # Clean accuracy ranks few-shot boards: it is never dropped there.
+    for name in (name for name in DROPPED if not (fewshot and name == "clean")):
         if sum(_needed(*column) for column in columns.items()) > width:
             del columns[name]
             left_out.append(name)
     out = _table(list(columns), list(zip(*columns.values(), strict=True)))
     out.title = Text(plain(cells.heading(board)), style="bold")
-    told = f" (too narrow for {', '.join(left_out)})" if left_out else ""
-    out.caption = Text(plain(cells.question(section) + told))
+    narrow = f" (too narrow for {', '.join(left_out)})" if left_out else ""
+    out.caption = Text(plain(cells.question(section) + narrow))
     return out
 
 
@@ -112,6 +121,36 @@ def _lines(standing: Standing) -> Iterator[tuple[str, ...]]:
             percent(cells.autoattack(row)),
             row.entry.result.external or NONE,
             cells.interval(row.measure.ci95),
+            f"{row.entry.result.verification.level}",
+            _flags([row]),
+            cells.seconds([row]),
+        )
+
+
+def _episode_lines(standing: Standing) -> Iterator[tuple[str, ...]]:
+    rows, first = standing.rows, standing.first
+    single = len(rows) == 1
+    yield (
+        standing.place,
+        standing.method + _seed(rows[0]) * single,
+        first.model.architecture,
+        cells.spread([cells.clean(row) for row in rows]),
+        cells.interval(rows[0].measure.ci95) if single else NONE,
+        cells.attacked(rows, "autoattack"),
+        cells.attacked(rows, "robust"),
+        f"{standing.level}",
+        _flags(rows),
+        cells.seconds(rows),
+    )
+    for row in () if single else rows:
+        yield (
+            "",
+            _seed(row),
+            "",
+            percent(cells.clean(row)),
+            cells.interval(row.measure.ci95),
+            cells.attacked([row], "autoattack"),
+            cells.attacked([row], "robust"),
             f"{row.entry.result.verification.level}",
             _flags([row]),
             cells.seconds([row]),

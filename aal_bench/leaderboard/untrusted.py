@@ -51,7 +51,8 @@ def unpacked(rows: int, stages: int) -> int:
 
     A submitter states both himself: never more than `LARGEST_TABLE`.
     """
-    claimed = rows * (4 + 2 + 2 + stages * STAGE.itemsize) + (stages + 4) * HEADER
+    # episode (few-shot only), index, label, clean_pred, and the stages.
+    claimed = rows * (4 + 4 + 2 + 2 + stages * STAGE.itemsize) + (stages + 5) * HEADER
     return min(claimed, LARGEST_TABLE)
 
 

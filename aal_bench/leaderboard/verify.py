@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
-from aal_bench.leaderboard import copies, entries, layout, recomputed, wellformed
+from aal_bench.leaderboard import copies, entries, episodes, layout, recomputed, wellformed
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.findings import LEVELS, Finding, broken
 from aal_bench.leaderboard.rules import printable, rule
@@ -92,7 +92,7 @@ class Board:
         if path not in self._tables:
             try:
                 # Its own rules say what is wrong with it; it may have stages that this one lacks.
-                rows, stages = entry.result.task.examples, 2 * len(entry.result.evaluation) + 8
+                rows, stages = entry.result.task.rows, 2 * len(entry.result.evaluation) + 8
                 table = read_evidence(path, rows, stages)
                 self._tables[path] = (sha256_file(path), table)
             except (UserError, OSError):
@@ -158,6 +158,9 @@ def examine(path: Path, level: int, root: Path, board: Board) -> list[Finding]:
     deeper, table = recomputed.findings(entry)
     found += deeper
     if table is not None and entry.result.evidence is not None:
+        if entry.result.task.episodes is not None and broken(deeper) is None:
+            records, tables = board.records(entry), board.others(entry)
+            found.append(episodes.shared(entry.result, table, records, tables))
         found.append(copies.finding(table, entry.result.evidence.sha256, board.others(entry)))
     return found
 

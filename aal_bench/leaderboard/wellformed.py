@@ -12,7 +12,7 @@ from typing import Any
 
 from aal_bench.config import parse
 from aal_bench.errors import UserError
-from aal_bench.evidence import FORMAT, STAGE
+from aal_bench.evidence import FORMATS, columns
 from aal_bench.leaderboard import configuration, history, question, stated, texts
 from aal_bench.leaderboard.entries import ENTRY_NAME, NORMS, Entry, absolute, on_board
 from aal_bench.leaderboard.findings import Finding
@@ -41,7 +41,7 @@ def findings(entry: Entry, root: Path) -> list[Finding]:
         *texts.findings(entry.tree, record),
         rule(0, "evidence file", _evidence(entry), entry.evidence_path.name),
     ]
-    task = question.known_task(record.task.id)
+    task = question.task_of(record)
     asked = question.asked(record, task)
     rules.append(asked)
     if task is None or not asked.ok:
@@ -164,7 +164,7 @@ def _eligible(record: Result) -> Iterator[str]:
     if record.smoke:
         yield "a smoke run is a trial of the machinery"
     if record.limit is not None:
-        yield f"evaluated on {record.limit} of {record.task.examples} images"
+        yield f"evaluated on {record.limit} of {record.task.examples} {record.task.unit}"
 
 
 def _evidence(entry: Entry) -> Iterator[str]:
@@ -173,12 +173,11 @@ def _evidence(entry: Entry) -> Iterator[str]:
         yield "no evidence"
         return
     stages = [stage.attack for stage in record.evaluation if stage.attack != "clean"]
-    columns = [f"{stage}.{column}" for stage in stages for column in STAGE.names or ()]
     wanted = {
         "path": entry.evidence_path.name,
-        "format": FORMAT,
-        "rows": record.task.examples,
-        "columns": ["index", "label", "clean_pred", *columns],
+        "format": FORMATS.get(record.task.family),
+        "rows": record.task.rows,
+        "columns": columns(record.task.family, stages),
     }
     block = record.evidence.model_dump(mode="json", include=set(wanted))
     yield from differing(block, wanted, "evidence")

@@ -47,7 +47,7 @@ class AAL(Method):
 
     def _refuse_idle_options(self) -> None:
         """An option that cannot act is a mistake, or a row that claims what it did not do."""
-        one_step = self.base is FGSM
+        one_step = issubclass(self.base, FGSM)
         from_clean_gradient = one_step and self.options.start in {"inherit", "clean"}
         idle = {
             "pgd_refresh": from_clean_gradient and self.options.pgd_refresh,
@@ -79,7 +79,7 @@ class AAL(Method):
         if self.options.gate.position not in sites:
             raise UserError(
                 "this model says no place for an attention gate: choose one of"
-                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4"
+                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4, resnet12, wrn28"
             )
         site = sites[self.options.gate.position]
         return insert_gate(model, site, self.options.gate, getattr(model, "gate_channels", None))

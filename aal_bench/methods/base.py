@@ -20,6 +20,7 @@ from aal_bench.config import Strict
 Objective = Callable[..., Tensor]
 """objective(x, targets, reduction="mean") -> scalar ("mean", "sum") or (B,) ("none")."""
 BatchNormMode = Literal["eval", "train"]
+Outputs = Literal["classes", "ways", "features"]
 
 
 class Batch(NamedTuple):
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     x: Tensor
     """(B, 3, H, W) in [0, 1], augmented."""
     targets: Any
-    """Labels (B,); an episode's labels; a detector's data samples."""
+    """Labels (B,); an `EpisodeTargets`; a detector's data samples."""
     idx: Tensor
     """(B,) positions in the training set, for per-sample state."""
     aug: Any = None
@@ -38,6 +39,19 @@ class Batch(NamedTuple):
     """Share of training done, in [0, 1]."""
     lr: float = 0.0
     """The learning rate of this step; AAL's xi1 follows it (A16)."""
+
+
+class Episodic(NamedTuple):
+    """Training on episodes: their shape, how many make an epoch, and when they begin."""
+
+    ways: int
+    shots: int
+    queries: int
+    """Of each class."""
+    per_epoch: int
+    """Episodes; a step takes as many as the batch size says."""
+    begins: float = 0.0
+    """Share of the epochs before it, which train on labelled images, in steps as many as later."""
 
 
 class Threat(NamedTuple):
@@ -77,12 +91,41 @@ class Method:
     Options: ClassVar[type[Any]] = Options
     attacks: ClassVar[bool] = True
     """False: `attack` returns the clean batch and costs no pass."""
+    outputs: ClassVar[Outputs] = "classes"
+    """Few-shot: what the network returns: a logit per training class, per way, or its features."""
+    train_defaults: ClassVar[dict[str, Any]] = {}
+    """Fields of ``[train]`` that replace the task's unless they are typed: what this method's
+    training cannot share with the others', such as the optimiser of a learner of episodes."""
+    precision: ClassVar[Literal["fp32"] | None] = None
+    """The precision of training where the method needs one; None: the hardware's."""
+    teacher: ClassVar[str | None] = None
+    """A method trained before this one at the same settings, whose network `learn_from` takes."""
 
     def __init__(self, options: Options, threat: Threat) -> None:
         self.options = options
         self.threat = threat
         self.log: dict[str, Tensor] = {}
         """Scalars (0-dim tensors, never synchronised here) that the loop averages into its log."""
+
+    @property
+    def head(self) -> str:
+        """Few-shot: the registered head that answers a test episode."""
+        return "logistic"
+
+    @property
+    def training_head(self) -> str:
+        """Few-shot: the head whose query loss training on episodes descends."""
+        return self.head
+
+    def episodes(self, ways: int, shots: int) -> Episodic | None:
+        """Few-shot: the episodes to train on, for a task of so many ways and shots.
+
+        None: train on labelled images, as in classification.
+        """
+        return None
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Take the trained network of `teacher`, in eval mode and without gradients."""
 
     @property
     def keeps_graph(self) -> bool:

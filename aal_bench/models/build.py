@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,25 +20,65 @@ class Architecture(NamedTuple):
     """``post_bn_relu`` and ``post_conv1`` -> dotted path of the module that follows the gate."""
     gate_channels: int
     """Channels of the feature map at those sites."""
+    feature_shape: tuple[int, int, int] | None = None
+    """(C, h, w) of what ``network.features`` gives for each image, flattened or not, and what
+    ``network.classifier`` takes; None: the network has no such two parts."""
 
 
 class Classifier(nn.Module):
     """[0, 1] pixels (B, 3, H, W) -> logits (B, K): normalisation, then a toolkit's network.
 
     The gate's sites travel with the network, so that a method's surgery needs no table of its own.
+    A few-shot network has `features` besides, and ``forward`` is their ``network.classifier``.
+
+    Args:
+        architecture: the network and what is known of it.
+        normalisation: mean and std of the layer inside the model.
+        name: what messages call the network.
     """
 
-    def __init__(self, architecture: Architecture, normalisation: Normalisation) -> None:
+    def __init__(
+        self, architecture: Architecture, normalisation: Normalisation, name: str = ""
+    ) -> None:
         super().__init__()
+        self.name = name or type(architecture.network).__name__
         self.normalise = _normaliser(normalisation)
         self.network = architecture.network
         self.gate_sites = {
             position: f"network.{path}" for position, path in architecture.gate_sites.items()
         }
         self.gate_channels = architecture.gate_channels
+        self._feature_shape = architecture.feature_shape
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(self.normalise(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """[0, 1] pixels (B, 3, H, W) -> features (B, D), D the product of `feature_shape`.
+
+        Hooks on the classifier do not see this pass, nor does an autocast or a compilation that
+        wraps ``forward``.
+
+        Raises:
+            UserError: the network has no features.
+        """
+        width = prod(self.feature_shape)
+        features: Any = self.network.features  # a module or a method
+        return features(self.normalise(x)).reshape(len(x), width)
+
+    @property
+    def feature_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image's features, which `features` flattens in this order.
+
+        Raises:
+            UserError: the network has no features.
+        """
+        if self._feature_shape is None:
+            raise UserError(
+                f"model {self.name} has no features for few-shot episodes:"
+                " choose cnn4, resnet12 or wrn28"
+            )
+        return self._feature_shape
 
 
 def _normaliser(normalisation: Normalisation) -> nn.Module:
@@ -66,10 +107,10 @@ def build(name: str, classes: int, size: int, normalisation: Normalisation) -> C
             that cannot take images of this size.
     """
     if ":" in name:
-        return Classifier(_built_by(name, classes, size), normalisation)
+        return Classifier(_built_by(name, classes, size), normalisation, name)
     found = registry.find("model", name)
     architecture = registry.load(found.row.target)(classes, size, *found.numbers)
-    return Classifier(architecture, normalisation)
+    return Classifier(architecture, normalisation, name)
 
 
 def _built_by(name: str, classes: int, size: int) -> Architecture:

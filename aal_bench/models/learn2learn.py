@@ -1,4 +1,4 @@
-"""learn2learn's small networks, at sizes other than its 84 px."""
+"""learn2learn's few-shot networks, at sizes other than its 84 px."""
 
 from __future__ import annotations
 
@@ -7,10 +7,41 @@ from aal_bench.models.build import Architecture
 
 
 def cnn4(classes: int, size: int, width: int = 64) -> Architecture:
-    """CNN4: four times conv-bn-relu-maxpool; the gate precedes the first max-pool."""
-    if size < 16:
-        raise UserError(f"model cnn4 halves the image four times and takes >= 16 px, not {size} px")
+    """CNN4: four times conv-bn-relu-maxpool; the gate precedes the first max-pool.
+
+    Its features are the last map: (width, 5, 5) at 84 px, (width, 1, 1) at 16 to 31 px.
+    """
+    _halves_four_times("cnn4", size)
     from aal_bench.toolkits.learn2learn_vision import cnn4 as build
 
     sites = {"post_bn_relu": "features.0.max_pool", "post_conv1": "features.0.normalize"}
-    return Architecture(build(classes, size, hidden=width), sites, width)
+    side = size // 16
+    return Architecture(build(classes, size, hidden=width), sites, width, (width, side, side))
+
+
+def resnet12(classes: int, size: int) -> Architecture:
+    """ResNet-12 (64-160-320-640); the gate follows the first block's conv1-bn1-LeakyReLU.
+
+    There is no stem, and the block's one LeakyReLU runs three times: the gate is put before conv2,
+    and the block's 1x1 shortcut bypasses it.
+    """
+    _halves_four_times("resnet12", size)
+    from aal_bench.toolkits.learn2learn_resnet12 import resnet12 as build
+
+    sites = {"post_bn_relu": "features.layer1.0.conv2", "post_conv1": "features.layer1.0.bn1"}
+    return Architecture(build(classes, size), sites, 64, (640, 1, 1))
+
+
+def wrn28(classes: int, size: int, width: int = 10) -> Architecture:
+    """WRN-28-width; no BN or ReLU follows conv1, so both gate positions are one."""
+    from aal_bench.toolkits.learn2learn_wrn28 import wrn28 as build
+
+    sites = {"post_bn_relu": "features.layer1", "post_conv1": "features.layer1"}
+    return Architecture(build(classes, size, width), sites, 16, (64 * width, 1, 1))
+
+
+def _halves_four_times(name: str, size: int) -> None:
+    if size < 16:
+        raise UserError(
+            f"model {name} halves the image four times and takes >= 16 px, not {size} px"
+        )

@@ -9,6 +9,8 @@ There is no repair to apply: the class has the argument, and `cnn4` computes it.
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from aal_bench.errors import UserError
@@ -35,23 +37,40 @@ def cnn4(classes: int, size: int, hidden: int = 64, channels: int = 3) -> nn.Mod
     Raises:
         UserError: `size` is below 16, or learn2learn is not installed.
     """
-    side = size // 2**POOLINGS  # each pooling rounds down, and so does their composition
-    if side < 1:
-        raise UserError(f"cnn4 needs images of at least {2**POOLINGS} pixels, not {size}.")
-    learn2learn_import.repair()
-    try:
-        from learn2learn.vision.models import CNN4
-    except ModuleNotFoundError as error:
-        if error.name != "learn2learn":
-            raise
-        raise UserError(
-            "cnn4 comes from learn2learn, which is not installed. "
-            "Mend: pip install 'aal-bench[fewshot]'"
-        ) from error
-
-    return CNN4(
+    side = last_side("cnn4", size)
+    return models("cnn4").CNN4(
         output_size=classes,
         hidden_size=hidden,
         channels=channels,
         embedding_size=hidden * side**2,
     )
+
+
+def last_side(name: str, size: int) -> int:
+    """Side of the map that the four poolings of `name` leave of `size` pixels.
+
+    Raises:
+        UserError: nothing is left of it.
+    """
+    side = size // 2**POOLINGS  # each pooling rounds down, and so does their composition
+    if side < 1:
+        raise UserError(f"{name} needs images of at least {2**POOLINGS} pixels, not {size}.")
+    return side
+
+
+def models(name: str) -> ModuleType:
+    """``learn2learn.vision.models``, from which the network `name` comes.
+
+    Raises:
+        UserError: learn2learn is not installed.
+    """
+    learn2learn_import.repair()
+    try:
+        return importlib.import_module("learn2learn.vision.models")
+    except ModuleNotFoundError as error:
+        if error.name != "learn2learn":
+            raise
+        raise UserError(
+            f"{name} comes from learn2learn, which is not installed. "
+            "Mend: pip install 'aal-bench[fewshot]'"
+        ) from error

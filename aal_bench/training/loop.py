@@ -90,7 +90,7 @@ class Loop:
     def take_step(self, batch: Batch) -> None:
         """One step of training; the first of an epoch has its passes counted."""
         if self.step % self.steps_per_epoch == 0:
-            with counting_passes(self.stepper.network) as counted:
+            with counting_passes(self.setting.counted or self.stepper.network) as counted:
                 loss = self.stepper.take(batch)
             self.passes = [counted[way] / len(batch.idx) for way in ("forward", "backward")]
         else:
@@ -122,7 +122,8 @@ class Loop:
 
     def _batches(self) -> Iterator[Batch]:
         """The rest of the epoch: all of it, or what follows the step of the checkpoint."""
-        train, options = self.setting.train, self.options
+        options, phases = self.options, self.setting.phases
+        train = self.setting.train if phases is None else phases(self.epoch)
         generator = torch.Generator().manual_seed(seed_of(self.run.seed, self.epoch, 0))
         order = torch.randperm(len(train), generator=generator)
         for images in train.batches(
@@ -166,8 +167,9 @@ class Loop:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             row |= self.setting.validate(self.stepper.evaluated)
-        if self.best is None or row["val_pgd"] > self.best[0]:
-            self.best = (row["val_pgd"], self.stepper.weights())
+        reached = row[record.selected_by(row)]
+        if self.best is None or reached > self.best[0]:
+            self.best = (reached, self.stepper.weights())
 
     # ---- divergence --------------------------------------------------------------------------
 

@@ -10,15 +10,22 @@ import torch
 def headline(row: dict[str, Any], epochs: int) -> str:
     """One epoch's row of ``metrics.jsonl`` as the text beside the progress bar."""
     text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}"
+    if "val_clean" in row:
+        text += f"  val clean {row['val_clean']:.1%}"
     if "val_pgd" in row:
-        text += f"  val clean {row['val_clean']:.1%}  val PGD {row['val_pgd']:.1%}"
+        text += f"  val PGD {row['val_pgd']:.1%}"
     return text
 
 
+def selected_by(row: dict[str, Any]) -> str:
+    """What a validated epoch is judged by: PGD accuracy, or clean where no attack was made."""
+    return "val_pgd" if "val_pgd" in row else "val_clean"
+
+
 def best_epoch(rows: list[dict[str, Any]]) -> int | None:
-    """The first epoch of highest held-out PGD accuracy; None without a held-out part."""
-    validated = [row for row in rows if "val_pgd" in row]
-    return max(validated, key=lambda row: row["val_pgd"])["epoch"] if validated else None
+    """The first epoch of highest held-out accuracy; None without a held-out part."""
+    validated = [row for row in rows if "val_clean" in row]
+    return max(validated, key=lambda row: row[selected_by(row)])["epoch"] if validated else None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aal_bench.config import Run
+from aal_bench.config import Run, Train
 from aal_bench.data.splits import Split
 from aal_bench.errors import UserError
 from aal_bench.methods.base import Batch, Method, Objective
@@ -32,6 +32,10 @@ class Setting(NamedTuple):
     validate: Callable[[nn.Module], dict[str, float]] | None
     """model -> ``val_clean``, ``val_pgd`` on the held-out part of the training data."""
     folder: Path
+    phases: Callable[[int], Split] | None = None
+    """The data of each epoch where they differ; all take as many steps as `train`."""
+    counted: nn.Module | None = None
+    """The part of `model` whose passes are counted; None: all of it."""
 
 
 class Stepper:
@@ -50,13 +54,7 @@ class Stepper:
         self.model = setting.model
         for module in (self.model, *self.method.extra_modules().values()):
             module.to(device=device).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            self.method.param_groups(self.model),
-            lr=train.lr,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            fused=True,
-        )
+        optimizer = make_optimizer(train, self.method.param_groups(self.model))
         self.network: nn.Module
         self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         if run.compile:
@@ -127,6 +125,14 @@ class Stepper:
         self.method.load_state_dict(state["method"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+
+
+def make_optimizer(train: Train, weights: Any) -> torch.optim.Optimizer:
+    """The optimiser of a task's ``[train]``, one kernel for all weights."""
+    common = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
+    if train.optimizer == "adam":
+        return torch.optim.Adam(weights, betas=(train.momentum, 0.999), **common)
+    return torch.optim.SGD(weights, momentum=train.momentum, nesterov=train.nesterov, **common)
 
 
 def accelerator_for(run: Run) -> Accelerator:

@@ -159,6 +159,11 @@ def _free(path: Path, level: int) -> None:
 def _complete(entry: Entry, level: int, options: Options) -> None:
     """Refuse, before anything is read, what could not be finished or recorded."""
     result, told = entry.result, []
+    if result.task.episodes is not None:
+        raise UserError(
+            f"{entry.path}: levels 2 to 4 are not offered yet for few-shot entries; --level 1"
+            " recomputes every number from the evidence"
+        )
     for at, needs in _needs(result, level, options).items():
         missing = [name for name, given in needs.items() if given is None]
         if missing:

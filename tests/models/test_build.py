@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import leaky_relu
 
 from aal_bench import registry
 from aal_bench.aal.attention import gate_of, insert_gate
@@ -22,6 +23,9 @@ ROWS = {
     "resnet50": ("resnet50", 64, 64, 32),
     "cnn4": ("cnn4", 20, 64, 20),
     "cnn4-W": ("cnn4-32", 16, 32, 16),
+    "resnet12": ("resnet12", 16, 64, 16),
+    "wrn28": ("wrn28", 8, 16, 8),
+    "wrn28-W": ("wrn28-1", 12, 16, 12),
 }
 
 
@@ -49,6 +53,9 @@ def test_pixels_in_logits_out(row):
         ("resnet50", 1000, 224, 25_557_032),
         # conv, batch norm; three times 64 to 64; the head on a 1x1 map
         ("cnn4", 5, 16, (3 * 9 + 3) * 64 + 3 * (64 * 9 + 3) * 64 + 65 * 5),
+        ("resnet12", 64, 84, 12_424_320 + 641 * 64),
+        # the wrn-28-10 above with biases in its convolutions
+        ("wrn28", 64, 84, 36_479_194 - 641 * 10 + 16 + 9 * (160 + 320 + 640) + 641 * 64),
     ],
 )
 def test_a_network_has_the_parameters_that_the_literature_gives_it(name, classes, size, parameters):
@@ -61,12 +68,15 @@ def test_a_network_has_the_parameters_that_the_literature_gives_it(name, classes
 def stem(model, x, position):
     """The map that design and paper place the gate on, from the network's own modules."""
     network = model.network
-    first = network.features[0] if hasattr(network, "features") else network
-    f = (first.conv if hasattr(first, "conv") else first.conv1)(model.normalise(x))
-    has_bn = hasattr(first, "normalize") or type(network).__name__ == "ResNet"
-    if position == "post_conv1" or not has_bn:
+    kind = type(network).__name__
+    first = getattr(network, "features", network)
+    if kind in {"CNN4", "ResNet12"}:
+        first = first[0] if kind == "CNN4" else first.layer1[0]
+    f = (first.conv if kind == "CNN4" else first.conv1)(model.normalise(x))
+    if position == "post_conv1" or kind not in {"CNN4", "ResNet12", "ResNet"}:
         return f
-    return (first.normalize if hasattr(first, "normalize") else first.bn1)(f).relu()
+    f = (first.normalize if kind == "CNN4" else first.bn1)(f)
+    return leaky_relu(f, 0.1) if kind == "ResNet12" else f.relu()
 
 
 @pytest.mark.parametrize("position", ["post_bn_relu", "post_conv1"])
@@ -131,8 +141,11 @@ def test_without_normalisation_the_network_gets_the_pixels():
         ("wrn-30-10", 32, r"wrn-30-10: the depth of a WideResNet is 10, 16, 22, 28, 34"),
         ("wrn-4-1", 32, "the depth of a WideResNet is 10"),
         ("cnn4", 15, "takes >= 16 px, not 15 px"),
+        ("resnet12", 15, "model resnet12 .* takes >= 16 px, not 15 px"),
+        ("resnet12-2", 32, r"unknown model 'resnet12-2'\. Did you mean resnet12"),
+        ("wrn28-", 32, r"unknown model 'wrn28-'\. Did you mean wrn28"),
         ("resnet19", 32, r"unknown model 'resnet19'\. Did you mean .*resnet18"),
-        ("wrn-28", 32, r"unknown model 'wrn-28'\. Did you mean wrn-D-W"),
+        ("wrn-34", 32, r"unknown model 'wrn-34'\. Did you mean .*wrn-D-W"),
         ("wrn-28-0", 32, "unknown model 'wrn-28-0'"),
     ],
 )

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aal_bench import __version__
 from aal_bench.errors import UserError
 from aal_bench.leaderboard.board import Board
-from aal_bench.leaderboard.cells import PASSES, RULES
+from aal_bench.leaderboard.cells import PASSES, rules
 from aal_bench.leaderboard.site import assets, names
 from aal_bench.leaderboard.site.pages import pages
 from aal_bench.leaderboard.site.show import FILTERS
@@ -63,7 +63,7 @@ def _render(boards: list[Board]) -> dict[str, bytes]:
         "board_file": names.board_file,
         "entry_file": names.entry_file,
         "version": __version__,
-        "rules": RULES,
+        "rules": rules,
         "passes_rule": PASSES,
     }
     return {

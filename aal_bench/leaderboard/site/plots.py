@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aal_bench.leaderboard import robustbench
-from aal_bench.leaderboard.board import Board, Section, Standing
+from aal_bench.leaderboard.board import Board, Row, Section, Standing
 from aal_bench.leaderboard.cells import count, device, passes, passes_in_all, percent
 from aal_bench.leaderboard.site import names
 from aal_bench.leaderboard.site.show import duration
@@ -22,11 +22,12 @@ class Plots(NamedTuple):
 
     data: dict[str, Any]
     """``series``: one per standing, with its points; ``published``: the grey background; ``aside``:
-    whether it was measured on other images than the section's, and is drawn on demand only."""
+    whether it was measured on other images than the section's, and is drawn on demand only;
+    ``fewshot``: clean accuracy is what ranks, and is drawn against time."""
     plane: str | None
     """Text alternative of accuracy against training time; None: no row has a training time."""
-    tradeoff: str
-    """Text alternative of clean against robust accuracy."""
+    tradeoff: str | None
+    """Text alternative of clean against robust accuracy; None: no few-shot row has the latter."""
 
 
 def plots(board: Board, section: Section, published: Sequence[robustbench.Row]) -> Plots:
@@ -57,8 +58,12 @@ def plots(board: Board, section: Section, published: Sequence[robustbench.Row]) 
     grey = f" and {len(background)} published rows of RobustBench in grey" if background else ""
     grey += ", shown by their button in the legend" if background and aside else ""
     tradeoff = f"{_entries(len(rows))}{grey}; {_lead(section)}."
-    data = {"series": series, "published": background, "aside": aside}
-    return Plots(data, plane, tradeoff)
+    data: dict[str, Any] = {"series": series, "published": background, "aside": aside}
+    if section.episodes is None:
+        return Plots(data, plane, tradeoff)
+    attacked = [row for row in rows if _robust(row) is not None]
+    told = f"{_entries(len(attacked))}, under all attacks; {_lead(section)} (clean)."
+    return Plots(data | {"fewshot": True}, plane, told if attacked else None)
 
 
 def _series(board: Board, standing: Standing) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def _series(board: Board, standing: Standing) -> dict[str, Any]:
             {
                 "label": row.id,
                 "href": names.href(names.entry_file(board, row)),
-                "robust": 100 * row.score,
+                "robust": _robust(row),
                 "clean": 100 * result.metrics.clean.value if result.metrics else None,
                 "seconds": _seconds(result),
                 "time": f"{duration(_seconds(result))} on {device(result)}",
@@ -78,6 +83,15 @@ def _series(board: Board, standing: Standing) -> dict[str, Any]:
             for result in [row.entry.result]
         ],
     }
+
+
+def _robust(row: Row) -> float | None:
+    """Accuracy under attack, in percent: the score of images, all attacks of few-shot queries."""
+    result = row.entry.result
+    if result.task.episodes is None:
+        return 100 * row.score
+    metrics = result.metrics
+    return 100 * metrics.robust.value if metrics and metrics.robust else None
 
 
 def _seconds(result: Result) -> float | None:

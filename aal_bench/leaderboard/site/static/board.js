@@ -110,15 +110,20 @@ const KINDS = {
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const two = (value) => value.toFixed(2);
 
+// Few-shot boards rank by clean accuracy: that is what they show against time.
+const height = (kind, data) => kind === "plane" && data.fewshot ? "clean" : "robust";
+const HEIGHTS = { robust: "accuracy under attack, %", clean: "clean accuracy, %" };
+
 function traces(kind, data) {
-  const { key } = KINDS[kind];
+  const { key } = KINDS[kind], up = height(kind, data);
   const found = data.series.map((series, i) => {
-    const points = series.points.filter((point) => point[key] !== null);
+    const points = series.points.filter((point) => point[key] !== null && point[up] !== null);
     return {
       type: "scatter", mode: "markers", name: plain(series.name),
-      x: points.map((point) => point[key]), y: points.map((point) => point.robust),
+      x: points.map((point) => point[key]), y: points.map((point) => point[up]),
       customdata: points.map((point) => point.href),
-      text: points.map((point) => `<b>${plain(point.label)}</b><br>robust ${two(point.robust)} %, `
+      text: points.map((point) => `<b>${plain(point.label)}</b><br>`
+        + (point.robust === null ? "" : `robust ${two(point.robust)} %, `)
         + `clean ${two(point.clean)} %<br>training ${plain(point.time)}`
         + (point.passes === null ? "" : `<br>passes ${plain(point.passes)}`)),
       hovertemplate: "%{text}<extra></extra>",
@@ -169,7 +174,7 @@ function draw(place, data) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 50, r: 12, t: 12, b: 45 },
     xaxis: axis(KINDS[kind].title, kind === "plane" ? times(drawn) : {}),
-    yaxis: axis("accuracy under attack, %", {}),
+    yaxis: axis(HEIGHTS[height(kind, data)], {}),
     showlegend: false,
     hovermode: "closest", dragmode: false,
     hoverlabel: { align: "left", bgcolor: colour("--raised"), bordercolor: colour("--strong-line"),

@@ -1,0 +1,312 @@
+"""Few-shot episodes: learn2learn's tasks and networks, answered by the method's head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aal_bench import registry
+from aal_bench.adapters.attack_stage import Fooled, Saved, exact_arithmetic, run_stage
+from aal_bench.adapters.classification import limited, make_stage
+from aal_bench.adapters.method import build_method
+from aal_bench.adapters.network import build_network
+from aal_bench.adapters.throttled import Throttled
+from aal_bench.attacks.stages import Stage
+from aal_bench.config import Episodes, Run
+from aal_bench.data.fewshot import enough, load
+from aal_bench.data.splits import Images, InMemory
+from aal_bench.errors import RunFailed, UserError
+from aal_bench.evidence import Evidence
+from aal_bench.fewshot.answer import answers, images_read, support_of
+from aal_bench.fewshot.heads.base import Head
+from aal_bench.fewshot.objective import EpisodeObjective
+from aal_bench.fewshot.sampling import EpisodeList, Sampler
+from aal_bench.fewshot.stream import EpisodeStream
+from aal_bench.methods.base import Episodic, Method, Objective
+from aal_bench.methods.episodes import episode_labels
+from aal_bench.methods.updates import Plain
+from aal_bench.models.build import Classifier
+from aal_bench.progress import track
+from aal_bench.training.loop import Loop, Trained
+from aal_bench.training.loop import Setting as LoopSetting
+
+CHUNK = 50
+"""Episodes recorded at a time."""
+
+
+class FewShot:
+    """The adapter of episodes. A unit is an episode; a row of the evidence is one query in it."""
+
+    def __init__(self, run: Run, data_dir: Path | None) -> None:
+        assert run.task.episodes is not None
+        self.run, self.task = run, run.task
+        self.config: Episodes = run.task.episodes
+        self.images = load(run.task, data_dir)
+        self.test: InMemory = self.images.test
+        self.method = build_method(run)
+        for note in self.images.notes:
+            print(f"data      {note}", flush=True)
+        self._enough("test", self.config.ways, self.config.shots, self.config.queries)
+        whole = self._sampler(self.test).draw(self.config.count, self.config.seed)
+        self.listed = whole
+        self.episodes = whole.first(run.limits.eval or len(whole))
+
+    def fingerprint(self) -> dict[str, str]:
+        """sha256 of the test split's pixels and labels, and of the whole list of episodes."""
+        return self.images.fingerprint | {"episodes": self.listed.digest()}
+
+    @property
+    def examples(self) -> int:
+        """Episodes of the task's whole list."""
+        return self.config.count
+
+    def check(self, stages: Sequence[str], training: bool) -> None:
+        """Refuse, before anything is written, what would fail after hours."""
+        for name in stages:
+            self.stage(name)
+        head = self.head()
+        if len(stages) > 1:
+            head.attackable()
+        if not training:
+            return
+        if self.task.train.validation:
+            self._enough("validation", self.config.ways, self.config.shots, self.config.queries)
+        plan = self._plan(self.method)
+        if plan is not None:
+            self._enough("train", plan.ways, plan.shots, plan.queries)
+
+    def _enough(self, split: str, ways: int, shots: int, queries: int) -> None:
+        part, names = getattr(self.images, split), self.images.class_names[split]
+        enough(part.labels, names, ways, shots, queries, f"task {self.task.id}: {split} split")
+
+    def _sampler(self, split: InMemory) -> Sampler:
+        config = self.config
+        return Sampler(split.labels, config.ways, config.shots, config.queries)
+
+    # ---- model and training ------------------------------------------------------------------
+
+    def build(self) -> Classifier:
+        """The run's network, initialised from its seed."""
+        from accelerate.utils import set_seed
+
+        set_seed(self.run.seed)
+        return build_network(self.run)
+
+    def head(self, name: str | None = None) -> Head:
+        """The head that answers the method's test episodes, or the one of that name."""
+        row = registry.find("head", name or self.method.head).row
+        return registry.load(row.target)(self.method.options, self.method.threat)
+
+    def objective(self, model: nn.Module) -> Objective:
+        """Cross-entropy on labelled images, the head's query loss on episodes."""
+        kind, bf16 = torch.device(self.run.device).type, self.run.precision == "bf16"
+        return EpisodeObjective(
+            model,
+            self.head(self.method.training_head),
+            lambda: torch.autocast(kind, torch.bfloat16, enabled=bf16),
+        )
+
+    def _plan(self, method: Method) -> Episodic | None:
+        """The method's training episodes, as few an epoch as ``--limit-train`` images allow."""
+        plan = method.episodes(self.config.ways, self.config.shots)
+        limit = self.run.limits.train
+        if plan is None or limit is None:
+            return plan
+        images = plan.ways * (plan.shots + plan.queries)
+        return plan._replace(per_epoch=max(1, min(plan.per_epoch, limit // images)))
+
+    def fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
+        """Train in the common loop, a teacher before its pupil."""
+        earlier = 0.0
+        if method.teacher is not None:
+            teacher = build_method(self.run, method.teacher)
+            network = teacher.build(self.build())
+            taught = self._fit(teacher, update, network, folder / "teacher")
+            network.load_state_dict(taught.last)
+            method.learn_from(network.eval().requires_grad_(False))
+            earlier = taught.record["seconds"]
+        trained = self._fit(method, update, model, folder)
+        trained.record["seconds"] = round(trained.record["seconds"] + earlier, 2)
+        if method.teacher is not None:
+            trained.record["teacher_seconds"] = earlier
+        return trained
+
+    def _fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
+        images = self.images.train
+        plan = self._plan(method)
+        pictures = limited(images, self.run.limits.train)
+        train: Any = pictures
+        phases = None
+        if plan is not None and plan.begins:
+            phases = self._phases(pictures, EpisodeStream(images, plan, len(pictures)), plan.begins)
+        elif plan is not None:
+            train = EpisodeStream(images, plan)
+        setting = LoopSetting(
+            run=self.run,
+            model=model,
+            method=method,
+            update=update,
+            make_objective=self.objective,
+            train=train,
+            validate=self._validator() if self.task.train.validation else None,
+            folder=folder,
+            phases=phases,
+            counted=model.get_submodule("network.features"),
+        )
+        trained = Loop(setting).fit()
+        trained.record["images"] = len(images if plan is not None else pictures)
+        return trained
+
+    def _phases(self, first: Any, later: Any, begins: float) -> Callable[[int], Any]:
+        """The data of each epoch: `later` from the share `begins` of the epochs on."""
+        epoch_of_change = round(begins * self.task.train.epochs)
+        return lambda epoch: later if epoch >= epoch_of_change else first
+
+    def _validator(self) -> Callable[[nn.Module], dict[str, float]]:
+        train, split = self.task.train, self.images.validation
+        listed = self._sampler(split).draw(train.validation, train.validation_seed)
+        plain = self.config.model_copy(update={"augment": "none"})
+        device = torch.device(self.run.device)
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            """Accuracy on fixed episodes of the validation classes, without augmented copies."""
+            mode = model.training
+            model.eval()
+            try:
+                right = [
+                    self._right(logits)
+                    for logits in answers(model, self.head(), split, listed, plain, device)
+                ]
+            finally:
+                model.train(mode)
+            return {"val_clean": float(np.mean(right))}
+
+        return validate
+
+    def _right(self, logits: Tensor) -> float:
+        labels = episode_labels(self.config.ways, self.config.queries)
+        return float((logits.argmax(1).cpu() == labels).double().mean())
+
+    # ---- evaluation --------------------------------------------------------------------------
+
+    def new_evidence(self) -> Evidence:
+        """One row per query of each episode, in the episodes' order."""
+        count = len(self.episodes)
+        labels = episode_labels(self.config.ways, self.config.queries).repeat(count)
+        return Evidence(
+            self.episodes.query.flatten().numpy(),
+            labels.numpy(),
+            np.repeat(np.arange(count), self._queries),
+        )
+
+    @property
+    def _queries(self) -> int:
+        return self.config.ways * self.config.queries
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name under this task's threat."""
+        return make_stage(name, self.task)
+
+    def run_stage(
+        self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved
+    ) -> None:
+        """Answer or attack what `evidence` still lacks of stage `name`.
+
+        Adversarial queries are not kept (an image occurs in many episodes), so `fooled` is unused.
+        """
+        throttled = Throttled(saved)
+        if name == "clean":
+            self._clean(model, evidence, throttled)
+        else:
+            victim = EpisodeVictim(self, model, evidence, name)
+            run_stage(self.stage(name), victim, evidence, lambda *_: None, throttled)
+        throttled.flush()
+
+    def _clean(self, model: nn.Module, evidence: Evidence, saved: Throttled) -> None:
+        done = int(evidence.done("clean").sum()) // self._queries
+        if done == len(self.episodes):
+            return
+        rest = EpisodeList(self.episodes.support[done:], self.episodes.query[done:])
+        head, device = self.head(), torch.device(self.run.device)
+        images = images_read(head, rest, self.config)
+        with track("clean", images + len(rest)) as progress, exact_arithmetic():
+            found = answers(model, head, self.test, rest, self.config, device, progress.advance)
+            while done < len(self.episodes):
+                with saved.timed():
+                    logits = [next(found) for _ in range(min(CHUNK, len(self.episodes) - done))]
+                    self._record(evidence, done, torch.stack(logits))
+                done += len(logits)
+                progress.advance(len(logits))
+
+    def _record(self, evidence: Evidence, first: int, logits: Tensor) -> None:
+        """Record the answers (e, Q, ways) of the episodes from number `first` on."""
+        if logits.shape[1:] != (self._queries, self.config.ways):
+            raise UserError(
+                f"the head's logits are {tuple(logits.shape[1:])} for {self._queries} queries of"
+                f" {self.config.ways} classes"
+            )
+        if not bool(torch.isfinite(logits).all()):
+            raise RunFailed("stage clean: the logits of an episode are not finite")
+        start = first * self._queries
+        rows = np.arange(start, start + len(logits) * self._queries)
+        evidence.record("clean", rows, pred=logits.argmax(2).flatten().cpu().numpy())
+
+    def check_clean(self, evidence: Evidence) -> None:
+        """Refuse a foreign checkpoint whose episodes are answered no better than by guessing.
+
+        Raises:
+            UserError: mean accuracy within three standard errors of 1/ways or below.
+        """
+        right = evidence.per_episode(evidence.clean_correct())
+        chance = 1 / self.config.ways
+        error = float(right.std(ddof=1)) / len(right) ** 0.5 if len(right) > 1 else 1.0
+        if float(right.mean()) <= chance + 3 * error:
+            raise UserError(
+                f"clean accuracy is {right.mean():.1%}, near chance ({chance:.1%}): wrong"
+                " --normalise (the default is none, [0,1] input), or another model?"
+            )
+
+    # ---- figures -----------------------------------------------------------------------------
+
+    def figures(self, method: Method, model: nn.Module, folder: Path) -> list[str]:
+        """Draw what the report shows; returns paths relative to `folder`."""
+        from aal_bench.adapters.fewshot_figures import draw
+
+        return draw(self, method, model, folder)
+
+
+class EpisodeVictim:
+    """The classifier of each episode and the queries of it that are to be attacked."""
+
+    def __init__(self, adapter: FewShot, model: nn.Module, evidence: Evidence, stage: str) -> None:
+        self.adapter, self.model, self.evidence, self.stage = adapter, model, evidence, stage
+        self.device = torch.device(adapter.run.device)
+
+    def batches(self, rows: np.ndarray) -> Iterator[tuple[Callable[[], nn.Module], Images]]:
+        """Yield what fits an episode's classifier, and its queries among `rows`."""
+        adapter = self.adapter
+        episodes = rows // adapter._queries
+        labels = episode_labels(adapter.config.ways, adapter.config.queries)
+        for episode in np.unique(episodes):
+            own = rows[episodes == episode]
+            within = torch.from_numpy(own - episode * adapter._queries)
+            positions = adapter.episodes.query[episode].flatten()[within]
+            x = adapter.test.pixels(positions).to(self.device).float() / 255
+            images = Images(x, labels[within].to(self.device), torch.from_numpy(own))
+            yield (lambda episode=episode: self._classifier(int(episode))), images
+
+    def _classifier(self, episode: int) -> nn.Module:
+        adapter, head = self.adapter, self.adapter.head()
+        support = support_of(
+            adapter.test,
+            adapter.episodes.support[episode],
+            adapter.config,
+            head.copies,
+            self.device,
+        )
+        return head.classifier(self.model, support)

@@ -1,0 +1,37 @@
+"""The method and the update of a run, from their registered names and resolved options."""
+
+from __future__ import annotations
+
+from aal_bench import registry
+from aal_bench.config import Run
+from aal_bench.errors import UserError
+from aal_bench.methods.base import Method, Threat
+from aal_bench.methods.updates import Plain
+
+
+def build_method(run: Run, name: str | None = None) -> Method:
+    """The run's method with its options and the task's training attack.
+
+    Args:
+        run: the resolved configuration.
+        name: another method, with its default options: the teacher of the run's.
+    """
+    chosen = name or run.method.name
+    method = registry.load(registry.method_row(chosen).target)
+    if run.task.threat.norm != "Linf" and method.attacks:
+        raise UserError(
+            f"method {chosen} trains against Linf, the task's threat is"
+            f" {run.task.threat.norm}: only 'standard' fits"
+        )
+    if method.attacks and method.plan is Method.plan and method.attack is Method.attack:
+        raise UserError(f"method {chosen}: states no attack; give it plan(), or attacks = False")
+    attack = run.task.attack
+    threat = Threat(run.task.threat.radius, float(attack.step), attack.steps)
+    options = run.method.options if name is None else {}
+    return method(method.Options(**options), threat)
+
+
+def build_update(run: Run) -> Plain:
+    """What happens around the run's optimiser step."""
+    update = registry.load(registry.find("update", run.update.name).row.target)
+    return update(update.Options(**run.update.options))

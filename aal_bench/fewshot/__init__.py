@@ -1,0 +1,1 @@
+"""Episodes: how they are drawn, trained on and answered, by learn2learn's parts."""

@@ -1,0 +1,1 @@
+"""Heads: what turns a support set into a classifier of queries."""

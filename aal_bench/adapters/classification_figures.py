@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from aal_bench import figures
 from aal_bench.aal.attention import has_gate
-from aal_bench.aal.kernels import upsample
+from aal_bench.adapters.pictures import identity, metrics, selective
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
-from aal_bench.config import Run
+from aal_bench.data.splits import Images
 from aal_bench.evidence import wilson
-from aal_bench.methods.base import Batch, Method
-from aal_bench.results import method_name
+from aal_bench.methods.base import Method
 
 if TYPE_CHECKING:
     from aal_bench.adapters.classification import Classification
@@ -35,32 +33,21 @@ def draw(adapter: Classification, method: Method, model: nn.Module, folder: Path
     """Draw into ``figures/``; returns the paths relative to `folder`."""
     target = folder / "figures"
     target.mkdir(exist_ok=True)
-    identity = _identity(adapter.run)
+    told = identity(adapter.run)
     drawn: list[str] = []
-    rows = _rows(folder / "metrics.jsonl")
+    rows = metrics(folder / "metrics.jsonl")
     if rows:
-        figures.training_curves(rows, target / "training.png", identity)
+        figures.training_curves(rows, target / "training.png", told)
         drawn.append("figures/training.png")
     if has_gate(model) and hasattr(method, "association"):
         # A copy: a method that crafts in train mode moves the running statistics.
-        _selective(adapter, method, deepcopy(model), target / "selective_attack.png", identity)
+        shown, path = next(_batches(adapter, SHOWN)), target / "selective_attack.png"
+        selective(adapter, method, deepcopy(model), shown, path, told)
         drawn.append("figures/selective_attack.png")
     if adapter.task.threat.norm == "Linf":
-        _against_eps(adapter, model, target / "accuracy_eps.png", identity)
+        _against_eps(adapter, model, target / "accuracy_eps.png", told)
         drawn.append("figures/accuracy_eps.png")
     return drawn
-
-
-def _identity(run: Run) -> str:
-    """What a picture is of, also when it leaves its report."""
-    mark = "SMOKE · " if run.smoke else ""
-    return f"{mark}{run.task.name} · {method_name(run)} · {run.model.name} · seed {run.seed}"
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _attacks(
@@ -79,42 +66,21 @@ def _attacks(
     return one, many
 
 
-def _batches(adapter: Classification, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(adapter: Classification, count: int) -> Iterator[Images]:
     order = torch.arange(min(count, len(adapter.test)))
     size = min(len(order), adapter.task.evaluation.batch_size)
     device = torch.device(adapter.run.device)
-    for images in adapter.test.batches(order, size, augment="none", pad=0, seed=0, device=device):
-        yield images.x, images.y
+    yield from adapter.test.batches(order, size, augment="none", pad=0, seed=0, device=device)
 
 
-def _selective(
-    adapter: Classification, method: Any, model: nn.Module, path: Path, identity: str
-) -> None:
-    """The paper's Fig. 3 from the method's own attack on test images, for the eye only."""
-    x, y = next(_batches(adapter, SHOWN))
-    lr = adapter.task.train.lr
-    batch = Batch(x=x, targets=y, idx=torch.arange(len(x)), progress=1.0, lr=lr)
-    torch.manual_seed(0)
-    x_adv = method.attack(model, batch, adapter.objective(model)).detach()
-    found = method.association
-    size = (x.shape[-2], x.shape[-1])
-    arrays = (x, upsample(found.M, size), upsample(found.Ma, size), found.K, x_adv - x, x_adv)
-    figures.selective_attack(
-        *(value.detach().float().cpu().numpy() for value in arrays),
-        path=path,
-        eps=adapter.task.threat.radius,
-        title=identity,
-    )
-
-
-def _against_eps(adapter: Classification, model: nn.Module, path: Path, identity: str) -> None:
+def _against_eps(adapter: Classification, model: nn.Module, path: Path, told: str) -> None:
     """A sweep of its own, beside the protocol: its numbers are not in the evidence."""
     radius, steps = adapter.task.threat.radius, adapter.task.attack.steps
     budgets = [multiple * radius for multiple in MULTIPLES if multiple * radius <= 1]
     names = ("FGSM", f"PGD-{steps}")
     correct = {name: [0] * len(budgets) for name in names}
     n = 0
-    for x, y in _batches(adapter, MEASURED):
+    for x, y, _ in _batches(adapter, MEASURED):
         n += len(y)
         for i, eps in enumerate(budgets):
             for name, x_adv in zip(names, _attacks(adapter, model, x, y, eps), strict=True):
@@ -130,5 +96,5 @@ def _against_eps(adapter: Classification, model: nn.Module, path: Path, identity
         path,
         radius,
         chance=1 / adapter.task.data.classes,
-        title=f"{identity}\nAccuracy against eps, the first {n} test images",
+        title=f"{told}\nAccuracy against eps, the first {n} test images",
     )

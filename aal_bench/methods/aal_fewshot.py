@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from aal_bench.aal.attention import gate_of
 from aal_bench.aal.options import Kernel, Selective
 from aal_bench.aal.selective import second_attention
+from aal_bench.errors import UserError
 from aal_bench.methods.aal import AAL
-from aal_bench.methods.base import Batch, Episodic, Objective
+from aal_bench.methods.base import Batch, Episodic, Objective, Threat
 from aal_bench.methods.episodes import EpisodeTargets
 from aal_bench.methods.fgsm import FGSM
 from aal_bench.methods.ier import IER
@@ -107,6 +108,12 @@ class AALIER(AALFewShot):
     """AAL on IER: the attacked image takes the place of the first of its sixteen views."""
 
     base = _AttackedIER
+
+    def __init__(self, options: SelectiveFewShot, threat: Threat) -> None:
+        super().__init__(options, threat)
+        if options.second_att != "recompute":
+            # The masks are of the first view; the training pass is on sixteen.
+            raise UserError("IER trains on sixteen views of an image: set second_att=recompute")
 
 
 class AALPaper(AALIER):

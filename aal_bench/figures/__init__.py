@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aal_bench.files import replacing
+from aal_bench.figures.canvas import COLOURS, blank, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 BASIC = ("epoch", "step", "loss", "lr", "seconds", "val_clean", "val_pgd")
 """Keys of a row of metrics.jsonl that have a panel of their own; any other is a method's log."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
 
 
 class Curve(NamedTuple):
@@ -47,7 +44,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = 
     if not rows:
         raise ValueError("no epochs to draw")
     logs = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in BASIC]
-    figure = _figure(9.0, 7.0) if logs else _figure(12.6, 3.6)
+    figure = blank(9.0, 7.0) if logs else blank(12.6, 3.6)
     panels = figure.subplots(*((2, 2) if logs else (1, 3))).flat
     _curve(panels[0], rows, "loss", COLOURS[0], "training loss")
     panels[0].set(title="Training loss", ylabel="mean loss per image")
@@ -65,7 +62,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = 
         axes.set(xlabel="epoch", xlim=(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def selective_attack(
@@ -97,7 +94,7 @@ def selective_attack(
     x, adversarial, noise = (np.asarray(a, np.float64) for a in (images, x_adv, eta))
     masks = [_maps(mask) for mask in (M, Ma, K)]
     n = len(x)
-    figure = _figure(1.75 * 6 + 0.6, 1.72 * n + 1.1)
+    figure = blank(1.75 * 6 + 0.6, 1.72 * n + 1.1)
     # The last row holds the colour bars: as axes of their own they keep every column the same size.
     grid = figure.subplots(n + 1, 6, squeeze=False, height_ratios=[1] * n + [0.07])
     span = 255 * eps
@@ -127,7 +124,7 @@ def selective_attack(
         axes.set(xticks=[], yticks=[])
     for row, label in enumerate(labels or ()):
         grid[row, 0].set_ylabel(label, rotation=0, ha="right", va="center")
-    _save(figure, path, title)
+    save(figure, path, title)
 
 
 def accuracy_against_eps(
@@ -151,7 +148,7 @@ def accuracy_against_eps(
     Raises:
         ValueError: a curve's length is not that of `eps`.
     """
-    figure = _figure(6.4, 4.2)
+    figure = blank(6.4, 4.2)
     axes = figure.subplots()
     budget = 255 * np.asarray(eps, np.float64)
     for place, (attack, curve) in enumerate(curves.items()):
@@ -180,24 +177,7 @@ def accuracy_against_eps(
     )
     axes.grid(alpha=0.3)
     axes.legend(title="attack; bands: 95 % intervals", loc="best", framealpha=0.9)
-    _save(figure, path, title or "Accuracy against eps")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path, title: str) -> None:
-    if title:
-        figure.suptitle(title, fontsize=12)
-    with replacing(path) as handle:
-        # Without the software's version in it, equal data give equal bytes.
-        figure.savefig(handle, format="png", dpi=150, metadata={"Software": None})
+    save(figure, path, title or "Accuracy against eps")
 
 
 def _curve(

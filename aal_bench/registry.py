@@ -16,7 +16,7 @@ from aal_bench.errors import UserError, did_you_mean
 from aal_bench.paths import data_folder
 from aal_bench.plugins import folders, installed, load
 
-__all__ = ["Found", "Row", "find", "load", "method_row", "protocol", "rows", "serves"]
+__all__ = ["Found", "Row", "find", "fits", "load", "method_row", "protocol", "rows", "serves"]
 
 CLASSIFICATION = ("classification",)
 FEWSHOT = ("fewshot",)
@@ -269,6 +269,15 @@ def serves(row: Row, name: str, family: str) -> None:
         fitting = ", ".join(key for key, other in METHODS.items() if family in other.families)
         raise UserError(
             f"method '{name}' serves {', '.join(row.families)}, not {family}. These can: {fitting}"
+        )
+
+
+def fits(row: Row, model: str, family: str) -> None:
+    """Refuse a model on a family it cannot serve, naming those that can."""
+    if family not in row.families:
+        fitting = ", ".join(key for key, other in MODELS.items() if family in other.families)
+        raise UserError(
+            f"model '{model}' serves {', '.join(row.families)}, not {family}. These can: {fitting}"
         )
 
 

@@ -63,7 +63,7 @@ def resolve(request: Request) -> Run:
     kind = registry.load(registry.method_row(request.method).target)
     model = request.model or task.model
     if ":" not in model:
-        registry.find("model", model)
+        registry.fits(registry.find("model", model).row, model, task.family)
     run = {
         "task": task,
         "method": _choice(request.method, method.model_dump(mode="json")),

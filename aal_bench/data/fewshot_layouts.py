@@ -47,13 +47,16 @@ def read(data_dir: Path, name: str) -> Layout:
     for place in places:
         shards = {split: _shards(place, split) for split in SPLITS}
         if all(shards.values()):
-            read = {k: parquet.read_split(v, parquet.StreamedRows) for k, v in shards.items()}
-            return Layout({split: whole(*one) for split, one in read.items()}, "parquet")
+            opened = {
+                split: parquet.read_split(files, parquet.StreamedRows)
+                for split, files in shards.items()
+            }
+            return Layout({split: whole(*one) for split, one in opened.items()}, "parquet")
     for place in places:
         homes = {split: _folder(place, split) for split in SPLITS}
         if all(homes.values()):
-            read = {split: folders.read_split(home) for split, home in homes.items() if home}
-            return Layout({split: whole(*one) for split, one in read.items()}, "folders")
+            opened = {split: folders.read_split(home) for split, home in homes.items() if home}
+            return Layout({split: whole(*one) for split, one in opened.items()}, "folders")
     root = omniglot.native(data_dir) if name == "omniglot" else None
     if root is not None:
         return Layout(omniglot.read(root, data_dir), "torchvision")

@@ -115,4 +115,7 @@ def _fetch_lists(folder: Path) -> None:
 
 
 def _is_vinyals(folder: Path) -> bool:
-    return class_lists.digest(class_lists.read_texts(folder)) == VINYALS
+    try:
+        return class_lists.digest(class_lists.read_texts(folder)) == VINYALS
+    except UserError:  # not even a list
+        return False

@@ -171,7 +171,10 @@ class InMemoryRows(_Rows):
 
 
 class StreamedRows(_Rows):
-    """Encoded images of the two shards last asked for: for sets that are decoded once, in order."""
+    """Encoded images of the two shards last opened: for sets that are decoded once, in order.
+
+    Safe for threads; not picklable, as loader workers would need.
+    """
 
     def __init__(self, files: list[Path], column: str, labels: list[np.ndarray]) -> None:
         super().__init__(files, column, labels)

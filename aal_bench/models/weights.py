@@ -193,8 +193,11 @@ def checkpoint_block(model: nn.Module) -> dict[str, Any]:
 
 
 def _derived(own: dict[str, Tensor]) -> set[str]:
-    # The normalisation is given, not learnt: a foreign file need not carry it.
-    return {key for key in own if key.startswith("normalise.")}
+    # The normalisation is given, not learnt, and counters of training batches do not act at test:
+    # a foreign file need not carry them.
+    return {
+        key for key in own if key.startswith("normalise.") or key.endswith(".num_batches_tracked")
+    }
 
 
 def _shown(keys: list[str]) -> str:

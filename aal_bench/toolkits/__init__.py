@@ -1,6 +1,6 @@
 """Repairs of third-party toolkits: one file per fault, each opening with the upstream issue.
 
-Every file here but the two marked * has the same two functions:
+Every file here but those marked * has the same two functions:
 
 ``fault_present() -> bool``
     Whether the fault is there *now*: false for a toolkit that is not installed, that upstream has
@@ -22,6 +22,11 @@ mmcv_ops                  ``import mmdet.models`` needs mmcv's compiled operator
 mmdet_ssd                 SSD prediction: 'SSDHead' object has no attribute 'loss_cls'
 learn2learn_import        importing learn2learn prints gym's notice
 learn2learn_vision *      ``CNN4`` fits images of 84 pixels only: ``cnn4()`` computes the size
+learn2learn_resnet12 *    ``ResNet12``: DropBlock and pooling fit 84 pixels only; its counter of
+                          batches counts attacks too and is not saved
+learn2learn_wrn28 *       ``WRN28`` pools by 21: 84 pixels only
+qpth_absent               learn2learn's ``SVClassifier`` needs qpth, which is not installed
+qpth_bridge *             the solver that qpth_absent provides (imports torch)
 autoattack_bridge *       the class that robustbench_autoattack provides (imports torch)
 ========================  ======================================================================
 

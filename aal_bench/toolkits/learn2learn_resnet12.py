@@ -13,7 +13,7 @@ The first two are arguments and a module. The third is mended by hooks on each b
 learn2learn's: `count_training_passes`. What stays as it is: DropBlock draws on the CPU from torch's
 global generator, counts the blocks it drew (a synchronisation with a GPU), and pairs blocks with
 offsets cyclically, so that it takes fewer pixels than it means to where the number of blocks and
-the block's area have a common divisor. MetaOptNet's code does so too.
+the block's area have a common divisor.
 """
 
 from __future__ import annotations

@@ -19,10 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from aal_bench.errors import RunFailed
 
-__all__ = ["QPFunction"]
-
 TARGET = 1e-13
-"""KKT residual, relative to the size of p, h and b, at which a program is solved."""
+"""Where a program is solved: KKT residuals relative to p, h and b, and the mean of s * lam."""
 PRECISION = 1e-8
 """A larger residual where the steps end is an error."""
 STEPS = 60
@@ -55,7 +53,7 @@ class QPFunction:
         Args:
             Q: (B,n,n) positive definite; its symmetric part is what counts.
             p: (B,n).
-            G: (B,m,n).
+            G: (B,m,n), m at least 1.
             h: (B,m).
             A: (B,k,n); an empty tensor where there are no equalities.
             b: (B,k); likewise.
@@ -111,9 +109,7 @@ class _Optimum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
         z, s, lam, nu = ctx.saved_tensors
         if not ctx.system.factor(s / lam):
             raise RunFailed(UNSOLVABLE)
@@ -192,8 +188,8 @@ def _residuals(program: Program, point: Point) -> tuple[tuple[Tensor, Tensor, Te
     r_z = _times(Q, z) + p + _times(G.mT, lam) + _times(A.mT, nu)
     r_s = _times(G, z) + s - h
     r_a = _times(A, z) - b
-    relative = [_size(r) / (1 + _size(v)) for r, v in ((r_z, p), (r_s, h), (r_a, b))]
-    error = torch.stack([*relative, (s * lam).mean(1)]).amax(0)
+    sizes = [_size(r) / (1 + _size(v)) for r, v in ((r_z, p), (r_s, h), (r_a, b))]
+    error = torch.stack([*sizes, (s * lam).mean(1)]).amax(0)
     return (r_z, r_s, r_a), error
 
 

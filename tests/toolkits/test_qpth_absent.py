@@ -89,6 +89,17 @@ def test_a_batch_is_its_programs_one_by_one():
     torch.testing.assert_close(optimum(*batch), alone, rtol=1e-9, atol=1e-9)
 
 
+def test_a_program_that_is_done_first_is_not_driven_into_its_doubled_bound():
+    """z1 <= 1/4 twice over: a few steps past its optimum nothing can be factored any more."""
+    G = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=F64)
+    Q = torch.tensor([[1.0, 1.0], [1.0, 1e-7]], dtype=F64).diag_embed()
+    p = torch.tensor([[-1.0, -1.0], [-1e-3, -1e6]], dtype=F64)
+    h = torch.tensor([[0.25, 0.25, 0.5], [1e6, 2e6, 3e8]], dtype=F64)
+    none = torch.empty(0, dtype=F64)
+    expected = torch.tensor([[0.25, 0.5], [1e-3, 3e8]], dtype=F64)
+    torch.testing.assert_close(optimum(Q, p, G, h, none, none), expected, rtol=1e-9, atol=0)
+
+
 def test_what_the_batch_shares_gets_the_sum_of_the_gradients():
     tensors, others = program(0), program(1)
     both = torch.stack([tensors[1], others[1]]).detach()

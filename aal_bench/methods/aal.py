@@ -34,6 +34,8 @@ class AAL(Method):
     Options = Selective
     options: Selective  # type: ignore[assignment]
     base: ClassVar[type[Method]]
+    without_gate: ClassVar[set[str]] = {"control", "clean_weight", "craft_bn"}
+    """The options that act under ``control = no_gate``."""
 
     def __init__(self, options: Selective, threat: Threat) -> None:
         self.wrapped = self.base(self.base.Options(), threat)
@@ -54,17 +56,24 @@ class AAL(Method):
             "fgsm_step": not one_step and self.options.fgsm_step != "eps",
         }
         if self.options.control == "no_gate":
-            acting = {"control", "clean_weight", "craft_bn"}
             idle |= {
-                name: getattr(self.options, name) != field.get_default()
-                for name, field in Selective.model_fields.items()
-                if name not in acting
+                name: self._changed(name)
+                for name in type(self.options).model_fields
+                if name not in self.without_gate
             }
+        idle |= self._idle()
         names = [name for name, is_idle in idle.items() if is_idle]
         if names:
             raise UserError(
                 f"method options without effect here: {', '.join(names)}; omit their --set"
             )
+
+    def _idle(self) -> dict[str, bool]:
+        """Further options and whether they were set without effect."""
+        return {}
+
+    def _changed(self, name: str) -> bool:
+        return getattr(self.options, name) != type(self.options).model_fields[name].get_default()
 
     @property
     def keeps_graph(self) -> bool:

@@ -49,6 +49,14 @@ class AALFewShot(AAL):
 
     Options = SelectiveFewShot
     options: SelectiveFewShot  # type: ignore[assignment]
+    without_gate: ClassVar[set[str]] = {
+        *AAL.without_gate,
+        *("reading", "finetune", "finetune_queries"),
+    }
+
+    def _idle(self) -> dict[str, bool]:
+        of_f3 = ("finetune", "finetune_queries")
+        return {name: self.options.reading != "F3" and self._changed(name) for name in of_f3}
 
     @property
     def head(self) -> str:

@@ -16,10 +16,22 @@ import torch
 
 from aal_bench.training import checkpoint
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "pgd-ema": {"method": "pgd", "ema": 0.8},
     "aal-pgd": {"method": "aal-pgd"},
     "trades-awp": {"method": "trades", "update": "awp"},
+    "ier": {"task": "glyphs", "method": "ier"},
+    "protonet": {
+        "task": "glyphs",
+        "method": "protonet",
+        "batch_size": 1,
+        "settings": ["episodes_per_epoch=8", "train_ways=5", "train_queries=2"],
+    },
+    "aal-rfs-F3": {
+        "task": "glyphs",
+        "method": "aal-rfs",
+        "settings": ["reading=F3", "finetune=0.4", "finetune_queries=2"],
+    },
 }
 KILLS = 4
 
@@ -97,7 +109,7 @@ def everything(folder: Path) -> dict:
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(server, tmp_path, case):
     settings = ["train.checkpoint_every=2", "train.validate_every=2"]
-    arguments = {**CASES[case], "settings": settings}
+    arguments = {**CASES[case], "settings": [*settings, *CASES[case].get("settings", ())]}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     begin(server, folder=str(whole), **arguments)
     assert ended(server) == 0

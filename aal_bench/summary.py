@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from torch import nn
 
 from aal_bench import __version__, results
 from aal_bench.aal.attention import has_gate
-from aal_bench.attacks.parameters import PARTITION
+from aal_bench.attacks.parameters import batches
 from aal_bench.config import Normalisation, Run
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file
+from aal_bench.metrics import near_chance
 from aal_bench.progress import clock
 from aal_bench.resolve import stages_of
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
@@ -33,6 +35,7 @@ def summarise(
     stages = stages_of(run)
     record = folder.record
     path = folder / "model.safetensors"
+    metrics = results.METRICS[run.task.family](evidence, stages)
     result = results.build(
         run=run,
         task_hash=record["task_hash"],
@@ -41,11 +44,11 @@ def summarise(
         environment=record["environment"],
         command=record["command"],
         evaluation=[stage_record(adapter.stage(name), run, evidence, folder) for name in stages],
-        metrics=results.METRICS[run.task.family](evidence, stages),
+        metrics=metrics,
         evidence=results.evidence_file(folder / "evidence.npz", evidence, adapter.fingerprint()),
         training=None if job.foreign is not None else _training_block(run, record),
         adversarials=_adversarials_block(folder, record["adversarials"]),
-        flags=_flags(evidence, run),
+        flags=_flags(metrics, run),
         published={"footnote": _footnote(run)},
     )
     results.write(folder / "result.json", result)
@@ -64,8 +67,7 @@ def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) ->
         "implementation": stage.implementation,
         "params": stage.params,
         "seed": run.task.evaluation.seed,
-        "batch_size": run.task.evaluation.batch_size,
-        "partition": PARTITION[stage.sequential],
+        **batches(run.task, stage.sequential),
         "wall_seconds": spent.get("seconds", 0.0),
         "max_violation": MaxViolation(**spent.get("violation", {"norm": 0.0, "box": 0.0})),
     }
@@ -158,17 +160,19 @@ def _footnote(run: Run) -> str | None:
     return None
 
 
-def _flags(evidence: Evidence, run: Run) -> list[Flag]:
-    accuracy, chance = float(evidence.clean_correct().mean()), 1 / run.task.ways
-    if accuracy > 2 * chance:
+def _flags(metrics: Mapping[str, Any], run: Run) -> list[Flag]:
+    found = near_chance(run.task.family, run.task.ways, metrics["clean"])
+    if found is None:
         return []
+    measured, bound = found
+    told = "within twice chance" if run.task.episodes is None else "no better than guessing"
     return [
         Flag(
             code="near-chance",
             severity="warning",
-            value=round(accuracy, 4),
-            threshold=round(2 * chance, 4),
-            note="Clean accuracy is within twice chance: the model has not learnt the task.",
+            value=measured,
+            threshold=bound,
+            note=f"Clean accuracy is {told}: the model has not learnt the task.",
         )
     ]
 

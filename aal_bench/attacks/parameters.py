@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from aal_bench.config import Task
 from aal_bench.threat import format_fraction
 
 COMMIT = "a392200"
 """pyautoattack's attack files are those of fra31/auto-attack at this commit."""
 PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-order"}
 """How images are cut into batches, by whether the stage is `sequential`."""
+EPISODE_PARTITION = {False: "clean-correct-of-one-episode", True: "survivors-of-one-episode"}
+"""The same for few-shot: every episode has a classifier of its own, so it is a batch."""
 DLR_CLASSES = 4
 """The targeted DLR loss divides by a difference of sorted logits that needs four of them."""
 
@@ -79,6 +82,14 @@ def parameters(
     if kind is None or (norm != "Linf" and not kind.serves_l2) or classes < kind.classes:
         return None
     return kind.parameters(Question(norm, eps, step, classes, numbers))
+
+
+def batches(task: Task, sequential: bool) -> dict[str, Any]:
+    """``{batch_size, partition}`` of a stage: how the images of a task, or its queries, are cut."""
+    if task.episodes is None:
+        return {"batch_size": task.evaluation.batch_size, "partition": PARTITION[sequential]}
+    queries = task.episodes.ways * task.episodes.queries
+    return {"batch_size": queries, "partition": EPISODE_PARTITION[sequential]}
 
 
 def package(stage: str) -> str | None:

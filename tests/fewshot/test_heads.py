@@ -7,11 +7,11 @@ from torch import nn
 
 from aal_bench.config import Normalisation
 from aal_bench.fewshot.answer import answers, support_of
-from aal_bench.fewshot.heads.anil import ANIL as ANILHead
+from aal_bench.fewshot.heads.anil import ANILHead
 from aal_bench.fewshot.heads.base import EpisodeClassifier
 from aal_bench.fewshot.heads.finetune import FineTune
 from aal_bench.fewshot.heads.logistic import Logistic
-from aal_bench.fewshot.heads.maml import MAML as MAMLHead
+from aal_bench.fewshot.heads.maml import MAMLHead
 from aal_bench.fewshot.heads.prototype import Prototype
 from aal_bench.fewshot.heads.relation import Relation
 from aal_bench.fewshot.heads.svm import SVM
@@ -118,16 +118,6 @@ def test_input_gradients_are_those_of_finite_differences(make, name):
     with torch.no_grad():
         slope = (loss(x + 1e-6 * direction) - loss(x - 1e-6 * direction)) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_six_colours_are_told_apart(make, name):
-    """Even by an untrained network: every head answers far better than chance, 1/3."""
-    made = make(name)
-    classifier = made.head.classifier(made.model, made.support)
-    with torch.no_grad():
-        right = (classifier(made.query).argmax(1) == made.labels).double().mean()
-    assert right > 0.6
 
 
 @pytest.mark.parametrize("name", READING)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aal_bench.fewshot.heads.base import Head, Support
+from aal_bench.fewshot.heads.base import Head
 from aal_bench.fewshot.heads.maml import adapted
 
 
-class ANIL(Head):
+class ANILHead(Head):
     """W' = W - inner_lr dCE(W f(support)), some times over; a query's logits are W' f(query).
 
     The features f do not change with the episode, so those of a split are extracted once. Batch
@@ -22,7 +22,3 @@ class ANIL(Head):
         last: nn.Module = model.network.classifier  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         steps = options.train_steps if torch.is_grad_enabled() else options.test_steps
         return adapted(last, features, labels, options.inner_lr, steps, options.first_order).eval()
-
-    def classifier(self, model: nn.Module, support: Support) -> nn.Module:
-        with torch.no_grad():
-            return super().classifier(model, support)

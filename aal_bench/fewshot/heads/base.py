@@ -97,4 +97,5 @@ class Head:
         images, labels = support.fitted_to(self.copies)
         with torch.no_grad():
             features = model.features(images)  # pyright: ignore[reportCallIssue]
-        return EpisodeClassifier(model, self.fit(features, labels, support.ways, model)).eval()
+            readout = self.fit(features, labels, support.ways, model)
+        return EpisodeClassifier(model, readout).eval()

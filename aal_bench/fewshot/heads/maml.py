@@ -19,7 +19,7 @@ from aal_bench.methods.base import fp32
 from aal_bench.toolkits import learn2learn_import
 
 
-class MAML(Head):
+class MAMLHead(Head):
     """theta' = theta - inner_lr dCE(support; theta), some times over; the queries see theta'.
 
     Training steps differ from test steps in their number only.
@@ -115,7 +115,6 @@ def _separate(copy: nn.Module, transductive: bool) -> list[SupportNorm]:
             if transductive:
                 # Without running statistics it takes the batch's in either mode.
                 child._buffers = dict.fromkeys(child._buffers)
-                module._modules[name] = child
             else:
                 norms.append(SupportNorm(child))
                 module._modules[name] = norms[-1]

@@ -15,7 +15,7 @@ from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file, sha256_json
-from aal_bench.metrics import METRICS, near_chance
+from aal_bench.metrics import METRICS
 from aal_bench.record import Record, Result, percent, robustbench_view
 from aal_bench.schema import (
     Adversarials,
@@ -39,7 +39,6 @@ __all__ = [
     "Result",
     "StageRecord",
     "build",
-    "chance_flags",
     "dumps",
     "evidence_file",
     "method_name",
@@ -148,30 +147,6 @@ def training_block(
 def selection_metric(task: Task) -> str:
     """What ``train.select = "best"`` maximises on the held-out images or validation episodes."""
     return "val_clean" if task.family == "fewshot" else "val_pgd"
-
-
-def chance_flags(task: Task, metrics: Mapping[str, Any]) -> list[Flag]:
-    """The finding that a model has not learnt its task; [] where it has.
-
-    Args:
-        task: of the run.
-        metrics: what `METRICS` of its family returned.
-    """
-    found = near_chance(task.family, task.ways, metrics["clean"])
-    if found is None:
-        return []
-    why = "Clean accuracy is within twice chance"
-    if task.family == "fewshot":
-        why = "The 95 % interval of clean accuracy reaches chance"
-    return [
-        Flag(
-            code="near-chance",
-            severity="warning",
-            value=found[0],
-            threshold=found[1],
-            note=f"{why}: the model has not learnt the task.",
-        )
-    ]
 
 
 def build(

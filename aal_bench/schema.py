@@ -178,7 +178,7 @@ class Selection(Block):
     metric: str | None = None
     """What the choice maximised."""
     size: Count = 0
-    """Images held out for it."""
+    """Images held out for it, or validation episodes."""
 
 
 class Passes(Block):
@@ -276,9 +276,9 @@ class StageRecord(Block):
     partition: str
     """How images were cut into batches: ``survivors-in-index-order``."""
     n_in: Count
-    """Images attacked."""
+    """Images attacked, or queries of all episodes."""
     n_out: Count
-    """Of these, images still correct."""
+    """Of these, how many are still correct."""
     dtype: str = "float32"
     """Arithmetic of the attack."""
     tf32: bool = False
@@ -292,9 +292,9 @@ class StageRecord(Block):
     wall_seconds: float = Field(ge=0)
     """Seconds spent."""
     forwards: float = Field(ge=0)
-    """Mean forward passes per attacked image."""
+    """Mean forward passes per attacked image or query."""
     backwards: float = Field(ge=0)
-    """Mean backward passes per attacked image."""
+    """Mean backward passes per attacked image or query."""
     max_violation: MaxViolation
     """Worst adversarial of the stage."""
     status: Status = "success"

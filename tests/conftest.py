@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from aal_bench import registry, results
+from aal_bench import __version__, registry, results
+from aal_bench.attacks import parameters as known
 from aal_bench.config import Choice, Run, Task, read_task, set_path
 from aal_bench.evidence import Evidence
+from aal_bench.hashing import sha256_json
+from aal_bench.metrics import near_chance
 from aal_bench.record import Result, robustbench_view
-from aal_bench.schema import Environment, EvidenceFile, StageRecord
+from aal_bench.schema import Environment, EvidenceFile, Flag, MaxViolation, StageRecord
 from aal_bench.threat import format_fraction
 
 # Test processes share the cores: more threads than cores spin against each other, which is slower
@@ -30,6 +33,8 @@ class Made(NamedTuple):
     run: Run
 
 
+KEYS = ("index", "label", "episode")
+"""Columns that say which sample a row is about."""
 PARAMS: dict[str, dict[str, Any]] = {
     "apgd-ce": {"steps": 100, "restarts": 1, "version": "standard"},
     "apgd-t": {"steps": 100, "restarts": 1, "targets": 9, "version": "standard"},
@@ -219,5 +224,176 @@ def make_entry(make_result: Callable[..., Made], boards_root: Path) -> Callable[
         tree |= robustbench_view(results.Record.model_validate(record))
         results.write(path, Result.model_validate(tree))
         return path
+
+    return make
+
+
+IMAGES = 40
+"""Of each of the twenty classes of the test split that `make_episodes` asks about."""
+
+
+def asked(task: Task, seed: int = 0) -> Evidence:
+    """The task's episodes: some of twenty classes, and query images of each."""
+    assert task.episodes is not None
+    ways, queries, count = task.episodes.ways, task.episodes.queries, task.episodes.count
+    rng = np.random.default_rng(seed)
+    classes = rng.permuted(np.tile(np.arange(20), (count, 1)), axis=1)[:, :ways]
+    within = rng.permuted(np.tile(np.arange(IMAGES), (count, ways, 1)), axis=2)[..., :queries]
+    labels = np.tile(np.repeat(np.arange(ways), queries), count)
+    index = classes[..., None] * IMAGES + within
+    return Evidence(index.ravel(), labels, np.repeat(np.arange(count), ways * queries))
+
+
+def answer(evidence: Evidence, task: Task, stages: Iterable[str], skill: float, seed: int) -> None:
+    """Draw verdicts; survivors cost what their attacks cost, the fallen a little less."""
+    ways, n = task.ways, len(evidence)
+    rng = np.random.default_rng(seed)
+    hard = np.random.default_rng(99).normal(0, 0.1, evidence.episodes)  # the same for everybody
+    right = rng.random(n) < skill + np.repeat(hard, n // evidence.episodes)
+    wrong = (evidence.label + rng.integers(1, ways, n)) % ways
+    evidence.record("clean", np.arange(n), pred=np.where(right, evidence.label, wrong))
+    for stage in (stage for stage in stages if stage != "clean"):
+        chain = registry.AUTOATTACK if stage in registry.AUTOATTACK else ()
+        standing = evidence.robust([name for name in chain if name in evidence.stages])
+        rows = np.flatnonzero(standing)
+        ok = rng.random(len(rows)) < 0.7
+        cost = known.budget(stage, _params(stage, task))
+        assert cost is not None
+        evidence.record(
+            stage,
+            rows,
+            pred=np.where(ok, evidence.label[rows], wrong[rows]),
+            norm=np.where(rng.random(len(rows)) < 0.9, float(task.threat.eps), 0.01),
+            forwards=np.where(ok, cost.forwards, max(1, cost.forwards - 3)),
+            backwards=np.where(ok, cost.backwards, max(0, cost.backwards - 3)),
+        )
+        evidence.skip(stage, np.flatnonzero(~standing))
+
+
+def _params(stage: str, task: Task) -> dict[str, Any]:
+    threat = task.threat
+    params = known.parameters(stage, threat.norm, threat.eps, task.attack.step, task.ways)
+    assert params is not None
+    return params
+
+
+def episode_stage(stage: str, evidence: Evidence, task: Task) -> StageRecord:
+    """The record of a stage as the runner writes it, of rows that say all of it."""
+    clean = stage == "clean"
+    attacked = np.ones(len(evidence), bool) if clean else evidence.column(stage, "attacked")
+    ok = evidence.clean_correct() if clean else evidence.column(stage, "ok")
+    way = {name: 1.0 if name == "forwards" else 0.0 for name in ("forwards", "backwards")}
+    if not clean:
+        way = {name: float(evidence.column(stage, name)[attacked].mean()) for name in way}
+    worst = 0.0 if clean else float(evidence.column(stage, "norm").max()) - float(task.threat.eps)
+    return StageRecord(
+        attack=stage,
+        implementation={"package": known.package(stage)},  # pyright: ignore
+        params=_params(stage, task),
+        seed=task.evaluation.seed,
+        **known.batches(task, known.sequential(stage)),
+        n_in=int(attacked.sum()),
+        n_out=int(ok.sum()),
+        wall_seconds=1.5,
+        max_violation=MaxViolation(norm=max(0.0, worst), box=0.0),
+        **way,
+    )
+
+
+def _flags(task: Task, metrics: dict[str, Any]) -> list[Flag]:
+    found = near_chance("fewshot", task.ways, metrics["clean"])
+    if found is None:
+        return []
+    return [Flag(code="near-chance", severity="warning", value=found[0], threshold=found[1])]
+
+
+@pytest.fixture
+def make_episodes(tmp_path: Path) -> Callable[..., Made]:
+    """A finished few-shot run whose rows say every number of its record, and its folder.
+
+    ``make_episodes("mini-imagenet", method=, skill=, protocol=, seed=, limit=, shots=, ...)``:
+    `listed` and further keywords are of ``[episodes]``; its files lie in ``tmp_path / <name>``.
+    """
+
+    def make(
+        task: str = "mini-imagenet",
+        method: str = "rfs",
+        skill: float = 0.6,
+        model: str | None = None,
+        protocol: str = "episodes",
+        seed: int = 0,
+        limit: int | None = None,
+        smoke: bool = False,
+        name: str = "run",
+        options: dict[str, Any] | None = None,
+        train: dict[str, Any] | None = None,
+        listed: dict[str, Any] | None = None,
+        **episodes: Any,
+    ) -> Made:
+        question = read_task(registry.task_file(task))
+        assert question.episodes is not None
+        changed = {"count": min(600, question.episodes.count)} | (listed or {}) | episodes
+        parts = {"episodes": question.episodes.model_copy(update=changed)}
+        parts |= {"train": question.train.model_copy(update=train or {})}
+        question = question.model_copy(update=parts)
+        run = Run.model_validate(
+            {
+                "task": question,
+                "method": Choice(name=method, options=options or {}),
+                "model": Choice(name=model or question.model),
+                "protocol": protocol,
+                "limits": {"eval": limit},
+                "smoke": smoke,
+                "seed": seed,
+            }
+        )
+        evidence = asked(question)
+        if limit is not None:
+            rows = evidence.episode < limit  # pyright: ignore[reportOptionalOperand]
+            evidence = Evidence(*(getattr(evidence, key)[rows] for key in KEYS))
+        stages = registry.protocol(protocol.partition("-no-")[0])
+        stages = [stage for stage in stages if stage != protocol.partition("-no-")[2]]
+        answer(evidence, question, stages, skill, seed=int(1000 * skill) + seed)
+        fingerprint = {"pixels": "d" * 64, "labels": "e" * 64, "count": f"{20 * IMAGES}"}
+        fingerprint["episodes"] = "f" * 64
+        environment = ENVIRONMENT.model_dump(mode="json")
+        environment["aal_bench"]["version"] = __version__
+        epochs = question.train.epochs
+        trained = {"images": 38_400, "seconds": 31.0, "epochs": epochs, "steps": 10 * epochs}
+        metrics = results.METRICS["fewshot"](evidence, stages)
+        folder = tmp_path / name
+        folder.mkdir()
+        evidence.save(folder / "evidence.npz")
+        digest = sha256_json([task, method, skill, seed, options])
+        result = results.build(
+            run=run,
+            task_hash=question.hash(fingerprint),
+            examples=question.episodes.count,
+            model={
+                "name": run.model.name,
+                "parameters": 12_000_000,
+                "loader": "aal_bench.models.build:build",
+                "normalisation": None
+                if question.normalisation == type(question.normalisation)()
+                else question.normalisation.model_dump(mode="json"),
+                "checkpoint": {"sha256": digest, "bytes": 460_000, "format": "safetensors"},
+            },
+            environment=environment,
+            command=["aal-bench", "run", task, "--method", method, "--seed", str(seed)],
+            evaluation=[episode_stage(stage, evidence, question) for stage in stages],
+            metrics=metrics,
+            evidence=results.evidence_file(folder / "evidence.npz", evidence, fingerprint),
+            training=results.training_block(
+                run,
+                trained,
+                environment,
+                "validation" if question.train.select == "best" else "last",
+            ),
+            flags=_flags(question, metrics),
+            created=datetime(2026, 1, 2, tzinfo=UTC),
+        )
+        results.write(folder / "result.json", result)
+        (folder / "run.json").write_text('{"status": "success", "error": null}', "utf-8")
+        return Made(result, question, evidence, run)
 
     return make

@@ -437,3 +437,106 @@ def test_evidence_imports_no_torch():
     code = "import sys, aal_bench.evidence, aal_bench.results; assert 'torch' not in sys.modules"
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def episodes(count: int = 4, ways: int = 3, queries: int = 2, seed: int = 0) -> Evidence:
+    """A complete few-shot table with one attack; images of one episode may occur in another."""
+    rng, size = np.random.default_rng(seed), ways * queries
+    index = np.concatenate([rng.permutation(20)[:size] for _ in range(count)])
+    labels = np.tile(np.repeat(np.arange(ways), queries), count)
+    made = ev.start(index, labels, np.repeat(np.arange(count), size))
+    right = rng.random(len(made)) < 0.7
+    made.record("clean", np.arange(len(made)), pred=np.where(right, labels, (labels + 1) % ways))
+    rows = np.flatnonzero(right)
+    made.record("pgd-20", rows[::2], pred=labels[rows[::2]], forwards=21, backwards=20)
+    made.record("pgd-20", rows[1::2], pred=(labels[rows[1::2]] + 1) % ways, forwards=21)
+    made.skip("pgd-20", np.flatnonzero(~right))
+    return made
+
+
+class TestEpisodes:
+    def test_accuracy_per_episode_is_the_share_of_its_own_rows(self):
+        made = episodes()
+        correct = made.robust(["pgd-20"])
+        counted = [
+            [bool(correct[row]) for row in range(len(made)) if made.episode[row] == number]
+            for number in range(4)
+        ]
+        assert made.hits(correct).tolist() == [sum(one) for one in counted]
+        assert made.per_episode(correct).tolist() == [sum(one) / 6 for one in counted]
+
+    def test_the_family_is_that_of_the_units(self):
+        assert (episodes().family, episodes().episodes) == ("fewshot", 4)
+        assert (table().family, table().episodes) == ("classification", 0)
+        assert episodes().format == ev.FORMATS["fewshot"] != table().format
+
+    def test_images_have_no_accuracy_per_episode(self):
+        with pytest.raises(ValueError, match="without episodes"):
+            table().per_episode(table().clean_correct())
+
+    def test_a_table_survives_the_disk_and_says_what_it_is(self, tmp_path):
+        made, path = episodes(), tmp_path / "evidence.npz"
+        made.save(path)
+        found = Evidence.load(path)
+        assert same(found, made)
+        assert np.array_equal(found.episode, made.episode)
+        assert found.columns()[:4] == ["episode", "index", "label", "clean_pred"]
+        with np.load(path) as stored:
+            assert stored["episode"].dtype == np.int32
+            assert str(stored["format"]) == "aal-bench fewshot evidence 1"
+        assert "episode" not in table().columns()
+
+    def test_equal_tables_are_equal_bytes(self, tmp_path):
+        for name in ("a.npz", "b.npz"):
+            episodes().save(tmp_path / name)
+        assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+    def test_an_image_may_be_asked_about_in_several_episodes(self):
+        assert ev.start([5, 6, 5, 7], [0, 1, 0, 1], [0, 0, 1, 1]).episodes == 2
+
+    @pytest.mark.parametrize(
+        ("index", "episode", "message"),
+        [
+            ([5, 6, 5, 5], [0, 0, 1, 1], "twice in one episode"),
+            ([5, 6, 7, 8], [0, 0, 1, 0], "decreases"),
+            ([5, 6, 7, 8], [0, 0, 0, 1], "as many rows"),
+            ([5, 6, 7, 8], [0, 0, 2, 2], "without a gap"),
+            ([5, 6, 7, 8], [1, 1, 2, 2], "without a gap"),
+            ([5, 6, 7, 8], [0, 0, 1, 2**31 - 1], "without a gap"),
+            ([5, 6, 7, 8], [0, 0, 1], "do not match"),
+            ([5, 6, 7, 8], [0, 0, 1, -1], ">= 0"),
+        ],
+    )
+    def test_rows_that_are_no_episodes_are_refused(self, index, episode, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            ev.start(index, [0, 1, 0, 1], episode)
+        path = tmp_path / "evidence.npz"
+        whole = {"index": np.array(index, "i4"), "label": np.array([0, 1, 0, 1], "i2")}
+        whole |= {"episode": np.array(episode, "i4"), "clean_pred": np.zeros(4, "i2")}
+        np.savez_compressed(path, format=np.array(ev.FORMATS["fewshot"]), **whole)
+        with pytest.raises(UserError, match="not a readable evidence table"):
+            Evidence.load(path)
+
+    @pytest.mark.parametrize("family", ["classification", "fewshot"])
+    def test_a_column_that_the_format_does_not_have_is_refused(self, family, tmp_path):
+        path = tmp_path / "evidence.npz"
+        (episodes() if family == "fewshot" else table()).save(path)
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if family == "fewshot":
+            del arrays["episode"]
+        else:
+            arrays["episode"] = np.zeros(len(arrays["index"]), np.int32)
+        np.savez_compressed(path, **arrays)
+        with pytest.raises(UserError, match="episode"):
+            Evidence.load(path)
+
+    def test_two_runs_merge_episode_by_episode(self):
+        a, b = episodes(), episodes()
+        merged = ev.merge(a, b)
+        assert np.array_equal(merged.episode, a.episode)
+        assert np.array_equal(merged.robust(), a.robust())
+        images = ev.start(np.arange(len(a)), a.label)
+        for wrong in (images, episodes(seed=1)):
+            with pytest.raises(UserError, match="different samples"):
+                ev.merge(a, wrong)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from aal_bench import report
-from aal_bench.comparison import lines
+from aal_bench.comparison import lines, title
 from aal_bench.schema import Failure, Flag
 
 
@@ -198,3 +198,61 @@ class TestMarkdown:
         text = report.markdown(made.result, made.task)
         assert "> **error** in pgd-10: RunFailed: the attack raised" in text
         assert "Nothing was measured." in text
+
+
+class TestFewShot:
+    def test_the_heading_is_the_question_the_method_and_how_much_was_asked(self, make_episodes):
+        made = make_episodes(method="aal-ier", count=2_000)
+        told = "mini-imagenet 5-way 1-shot · aal-ier · ResNet-12 · seed 0"
+        assert title(made.result) == f"{told} · 2,000 episodes x 75 queries"
+
+    def test_only_a_run_with_attacks_has_a_threat(self, make_episodes):
+        made = make_episodes(protocol="robust-episodes")
+        assert " 1-shot · Linf 8/255 · rfs " in title(made.result)
+
+    def test_a_trial_says_so(self, make_episodes):
+        made = make_episodes(limit=20)
+        assert title(made.result).startswith("LIMITED to 20 of 600 · ")
+        assert title(made.result).endswith("20 episodes x 75 queries")
+        text = report.markdown(made.result, made.task)
+        assert "**LIMITED to 20 of 600** episodes: not comparable" in text
+
+    @pytest.mark.parametrize(
+        ("task", "shots", "table", "claimed"),
+        [
+            ("mini-imagenet", 1, "Table 5", "68.45 %"),
+            ("mini-imagenet", 5, "Table 5", "85.02 %"),
+            ("tiered-imagenet", 1, "Table 6", "72.65 %"),
+            ("tiered-imagenet", 5, "Table 6", "87.33 %"),
+        ],
+    )
+    def test_the_papers_claim_stands_beside_clean_accuracy(
+        self, make_episodes, task, shots, table, claimed
+    ):
+        made = make_episodes(task, method="aal-ier", shots=shots)
+        text = shown(report.table(made.result, made.task))
+        assert row(text, "clean")[-2:] == [claimed, "-"]
+        assert f"paper: AAL, {table}: AAL on ResNet-12" in text
+        assert "no reference: RobustBench has no few-shot" in text
+
+    def test_a_control_has_no_claim(self, make_episodes):
+        made = make_episodes(method="aal-ier", options={"control": "shuffled_mask"})
+        text = shown(report.table(made.result, made.task))
+        assert "aal-ier[shuffled_mask]" in text
+        assert row(text, "clean")[-2:] == ["-", "-"]
+
+    def test_other_ways_have_no_claim(self, make_episodes):
+        made = make_episodes(method="aal-ier", ways=10)
+        assert row(shown(report.table(made.result, made.task)), "clean")[-2:] == ["-", "-"]
+
+    def test_the_report_counts_episodes_and_queries(self, make_episodes):
+        made = make_episodes(protocol="robust-episodes")
+        text = report.markdown(made.result, made.task)
+        clean = next(line for line in text.splitlines() if line.startswith("| clean |"))
+        sd = made.result.metrics.episodes.sd["clean"]
+        assert "| sd over episodes | episodes |" in text
+        assert f"| {100 * sd:.2f} | 600 |" in clean
+        assert "Standing: queries attacked" in text
+        assert "forwards / query" in text
+        assert "Episodes: ways 5, shots 1, queries 15, count 600, seed 0" in text
+        assert "images" not in text

@@ -421,3 +421,77 @@ class TestSchema:
 
         run = make_result(method="pgd").run.model_copy(update={"update": Choice(name="awp")})
         assert results.method_name(run) == "pgd-awp"
+
+
+class TestFewShot:
+    def test_the_task_block_is_that_of_the_episodes(self, make_episodes):
+        made = make_episodes(shots=5)
+        block = made.result.task
+        assert (block.id, block.classes, block.examples) == ("mini-imagenet-5w5s", 5, 600)
+        assert block.episodes == made.task.episodes
+        assert (block.rows, block.queries, block.unit) == (45_000, 75, "episodes")
+        assert made.result.name == "rfs on mini-ImageNet, 5-way 5-shot"
+        assert tree(made.result)["dataset"] == "mini-imagenet-5w5s"
+
+    def test_the_evidence_block_is_that_of_its_table(self, make_episodes):
+        made = make_episodes()
+        block = made.result.evidence
+        assert (block.format, block.rows) == (made.evidence.format, len(made.evidence))
+        assert block.columns == ["episode", "index", "label", "clean_pred"]
+
+    def test_it_is_selected_by_validation_episodes(self, make_episodes):
+        chosen = make_episodes(train={"select": "best"}).result.training.selection
+        assert (chosen.metric, chosen.size) == ("val_clean", 200)
+
+    def test_without_attack_no_number_is_called_robust(self, make_episodes):
+        record = tree(make_episodes().result)
+        assert {*record["metrics"]} == {"clean", "stages", "autoattack", "episodes"}
+        assert record["metrics"]["autoattack"] is None
+        assert "autoattack_acc" not in record
+
+    def test_full_autoattack_on_every_query_is_autoattack(self, make_episodes):
+        made = make_episodes(protocol="robust-episodes")
+        assert made.result.autoattack_acc == results.percent(made.result.metrics.autoattack.value)
+        assert made.result.evaluation[3].params["targets"] == 4
+
+    def test_images_have_none_of_it(self, make_result):
+        record = tree(make_result().result)
+        assert "episodes" not in record["task"]
+        assert "episodes" not in record["metrics"]
+
+    def test_a_record_can_be_read_again(self, make_episodes, tmp_path):
+        made = make_episodes(protocol="robust-episodes")
+        assert results.read(tmp_path / "run" / "result.json") == made.result
+
+    @pytest.mark.parametrize(
+        ("block", "change", "message"),
+        [
+            ("task", {"episodes": None}, "go together"),
+            ("task", {"family": "classification"}, "go together"),
+            ("task", {"classes": 20}, "5 ways"),
+            ("task", {"examples": 800}, "600 episodes"),
+            ("metrics", {"episodes": None}, "robust is missing"),
+            ("metrics", {"stages": {"pgd-20": {"value": 0, "n": 1, "ci95": [0, 1]}}}, "robust"),
+            ("metrics", {"episodes": {"n": 9, "queries": 75, "sd": {}}}, "9 episodes"),
+        ],
+    )
+    def test_blocks_that_contradict_each_other_are_refused(
+        self, make_episodes, block, change, message
+    ):
+        record = tree(make_episodes().result)
+        record[block] |= change
+        assert message in refused(record)
+
+    def test_images_without_a_robust_number_are_refused(self, make_result):
+        record = tree(make_result().result)
+        del record["metrics"]["robust"]
+        assert "robust is missing" in refused(record)
+
+    @pytest.mark.parametrize(
+        ("model", "architecture"),
+        [("resnet12", "ResNet-12"), ("wrn28", "WRN-28-10"), ("cnn4", "CNN-4")],
+    )
+    def test_networks_are_written_as_the_papers_write_them(
+        self, make_episodes, model, architecture
+    ):
+        assert make_episodes(model=model).result.architecture == architecture

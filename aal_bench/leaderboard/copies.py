@@ -26,13 +26,10 @@ COPIED = 0.75
 """Share of equal rows, of those that tell models apart, from which a table is a copy.
 
 The most that honest pairs share is measured: 0.51 for two weak models of one seed, and so of equal
-first weights (fgsm and pgd on CIFAR-10), 0.43 on the
-digits. A forger who would stay below must invent a quarter of the rows, each of which level 2
-replays.
+first weights (fgsm and pgd on CIFAR-10), 0.43 on the digits, 0.19 of the errors on glyphs (two
+seeds of rfs). A forger who would stay below must invent a quarter of the rows, each of which level
+2 replays.
 """
-SAME_ERRORS = 0.95
-"""The same for few-shot tables without a common attack: who errs on the same query, errs often
-towards the same class, and two good models err on much the same queries."""
 FEW = 10
 """With fewer such rows chance could make them equal: only equal files are copies then."""
 
@@ -79,10 +76,9 @@ def finding(own: Evidence, sha256: str, others: Mapping[str, tuple[str, Evidence
     """
     faults = []
     for name, (digest, table) in others.items():
-        classes_only = own.episode is not None and not _common(own, table)
-        share = (errors if classes_only else overlap)(own, table)
-        share = 1.0 if digest == sha256 else share
-        if share is not None and share >= (SAME_ERRORS if classes_only else COPIED):
+        attacked = own.episode is None or _common(own, table)
+        share = 1.0 if digest == sha256 else (overlap if attacked else errors)(own, table)
+        if share is not None and share >= COPIED:
             faults.append(f"{share:.1%} of the rows that tell models apart are those of {name}")
     return rule(1, "copies", faults, f"compared with {len(others)} on this board")
 

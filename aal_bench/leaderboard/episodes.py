@@ -81,6 +81,8 @@ def measured(record: Result, name: str, stated: Measure, k: int) -> Iterator[str
 def spreads(record: Result) -> Iterator[str]:
     """Whether ``metrics.episodes`` is about the task's episodes and exactly what was measured."""
     metrics = record.metrics
+    if record.task.episodes is None:
+        return
     if metrics is None or metrics.episodes is None:
         yield "no metrics of episodes"
         return
@@ -123,9 +125,9 @@ def labels(record: Result, table: Evidence) -> Iterator[str]:
 
 
 def _classes(index: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Which class (E, ways) the queries (E, ways, queries) are of: images asked together are one.
+    """Numbers (E, ways) of the classes that the queries (E, ways, queries) are of.
 
-    Two classes of one number were never told apart by the episodes.
+    Images that any episode asks as one class are of one class.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -44,8 +44,9 @@ ATTESTED = (
 
 They are what was measured once (seconds, memory, passes of training), what only the weights or the
 training images tell (level 2 has the weights), what others claimed, and what an entry was before.
-Some are bounded all the same: images are as many as the steps' last batch allows, a violation is
-within rounding of the rows' norms, the last level in the history is the entry's. The seal catches a
+Some are bounded all the same: images are as many as the steps' last batch allows (few-shot: steps
+are a multiple of the epochs), a violation is within rounding of the rows' norms, the last level in
+the history is the entry's. The seal catches a
 careless edit of any of them. ``training.seeds`` follows from the command and the name that a run
 gives itself, where the entry still states them; the recipe in ``training.config`` is held by its
 hash alone, which a forger can renew with the seal. ``*`` stands for any text.

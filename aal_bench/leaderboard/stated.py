@@ -37,16 +37,14 @@ def findings(record: Result, task: Task) -> list[Finding]:
         rule(0, "parameters", _parameters(record, task), _unknown(record) or "the task's"),
         rule(0, "arithmetic", _arithmetic(record, task), "the task's batches and seed, fp32"),
     ]
-    if task.family == "classification":
-        whole = "standard, all four, on the whole test set"
-        rules.append(rule(0, "autoattack", _autoattack(record), whole))
-    elif task.family == "fewshot":
-        whole = episodes.attacked(record)
-        rules.append(rule(0, "autoattack", episodes.autoattack(record), whole))
-    else:
+    if task.family == "detection":
         return rules
+    faults, whole = _autoattack(record), "standard, all four, on the whole test set"
+    if task.family == "fewshot":
+        faults, whole = episodes.autoattack(record), episodes.attacked(record)
     return [
         *rules,
+        rule(0, "autoattack", faults, whole),
         rule(0, "order", _order(record), _survivors(record)),
         rule(0, "counts", _counts(record), "metrics are the stages' counts"),
         rule(0, "budget", _budget(record, task), "survivors cost what their attacks cost"),
@@ -140,10 +138,10 @@ def _arithmetic(record: Result, task: Task) -> Iterator[str]:
         if is_extra(stage.attack):
             wanted["partition"] = PARTITION[True]
         else:
-            wanted |= task.evaluation.model_dump(mode="json")
+            wanted |= {"seed": task.evaluation.seed}
+            wanted |= known.batches(task, known.sequential(stage.attack))
             if stage.attack == "clean":
                 wanted["max_violation"] = {"norm": 0.0, "box": 0.0}
-            wanted["partition"] = PARTITION[known.sequential(stage.attack)]
         stated = stage.model_dump(mode="json", include=set(wanted))
         yield from differing(stated, wanted, stage.attack)
 
@@ -200,11 +198,9 @@ def _counts(record: Result) -> Iterator[str]:
     if metrics.autoattack is not None:
         stated["autoattack"] = metrics.autoattack
         stages["autoattack"] = stages.get("square", 0)
-    if record.task.episodes is not None:
-        faults = list(episodes.spreads(record))
+    if faults := list(episodes.spreads(record)):
         yield from faults
-        if faults:
-            return
+        return
     for name, measured in stated.items():
         yield from _measured(record, name, measured, stages[name])
     if metrics.robust is not None:

@@ -10,6 +10,7 @@ import pytest
 from aal_bench import registry
 from aal_bench.config import Task, read_task
 from aal_bench.leaderboard import reported
+from aal_bench.leaderboard.question import known_task
 from aal_bench.paths import data_folder
 from aal_bench.threat import Threat
 
@@ -90,6 +91,44 @@ def test_tasks_without_a_claim(name):
 def test_no_claim_under_another_threat(norm, eps):
     other = task("cifar10", threat=Threat.model_validate({"norm": norm, "eps": eps}))
     assert reported.claims(other, "aal-pgd", "wrn-34-10") == []
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "one", "five"),
+    [
+        ("maml", "cnn4-32", 0.4870, 0.6311),
+        ("protonet", "cnn4", 0.4942, 0.6820),
+        ("protonet", "cnn4-64", 0.4942, 0.6820),
+        ("metaoptnet", "resnet12", 0.6264, 0.7863),
+        ("baseline-finetune", "wrn28", 0.5773, 0.7817),
+        ("rfs", "resnet12", 0.6202, 0.7964),
+        ("ier", "resnet12", 0.6682, 0.8435),
+        ("aal", "resnet12", 0.6845, 0.8502),
+        ("aal-ier", "resnet12", 0.6845, 0.8502),
+    ],
+)
+def test_few_shot_claims_are_those_of_the_shots_and_of_clean_queries(method, model, one, five):
+    for shots, value in ((1, one), (5, five)):
+        asked = known_task(f"mini-imagenet-5w{shots}s")
+        assert asked is not None
+        (claim,) = reported.claims(asked, method, model)
+        assert claim.table == "Table 5"
+        assert claim.same_backbone
+        assert claim.values == {"clean": value}
+
+
+@pytest.mark.parametrize("name", ["mini-imagenet-5w3s", "mini-imagenet-20w1s", "cifar-fs-5w1s"])
+def test_few_shot_tasks_without_a_claim(name):
+    asked = known_task(name)
+    assert asked is not None
+    assert reported.claims(asked, "ier", "resnet12") == []
+
+
+def test_a_few_shot_claim_for_another_network_says_so():
+    asked = known_task("mini-imagenet-5w1s")
+    assert asked is not None
+    (claim,) = reported.claims(asked, "ier", "cnn4")
+    assert not claim.same_backbone
 
 
 def test_every_name_of_the_map_is_printed_somewhere():

@@ -82,6 +82,23 @@ def test_the_same_architecture_comes_first_however_it_is_written():
     assert rb.nearest(task("cifar10"), "resnet18").rows[0].architecture == "ResNet-18"
 
 
+def test_few_shot_networks_are_the_papers():
+    for ours, printed in (
+        ("resnet12", "ResNet-12"),
+        ("wrn28", "WRN-28-10"),
+        ("cnn4", "64-64-64"),
+        ("cnn4-32", "32-32-32-32"),
+    ):
+        assert rb.same_architecture(ours, printed)
+    assert not rb.same_architecture("cnn4", "cnn4-32")
+    assert not rb.same_architecture("resnet12", "resnet18")
+
+
+def test_robustbench_has_no_few_shot():
+    asked = read_task(registry.task_file("mini-imagenet"))
+    assert rb.nearest(asked, "resnet12") == ([], "RobustBench has no few-shot")
+
+
 def test_then_rows_without_additional_data_and_of_similar_size():
     rows = rb.nearest(task("cifar10"), "resnet18", n=93).rows
     ranks = [

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from aal_bench.leaderboard.board import boards
+from aal_bench.leaderboard.metadata import Metadata
 from aal_bench.leaderboard.site.build import build
+from aal_bench.leaderboard.submit import submit
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright: pip install playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -314,3 +316,34 @@ def test_the_command_can_be_copied(visit: Callable[..., Any]) -> None:
     page.get_by_role("button", name="Copied").wait_for()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "git checkout c0ffee\naal-bench run digits --method pgd"
+
+
+def test_a_few_shot_board_shows_clean_accuracy_and_what_was_attacked(
+    browser: Any, make_episodes: Callable[..., Any], tmp_path: Path
+) -> None:
+    wrong: list[str] = []
+    for name, skill, protocol in (("ier", 0.6, "episodes"), ("rfs", 0.5, "robust-episodes")):
+        make_episodes(name=name, method=name, skill=skill, protocol=protocol)
+        submit(tmp_path / name, tmp_path / "boards", Metadata())
+    build(boards(tmp_path / "boards"), tmp_path / "site")
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{(tmp_path / 'site').as_uri()}/mini-imagenet-5w1s-Linf.html")
+    shows(page, "ier", "rfs")
+    head = page.locator("table.ranking thead th").all_inner_texts()
+    assert head[2:6] == ["Clean %", "Mean ± sd", "AutoAttack %", "All attacks %"]
+    for kind, points, axis in (("plane", 2, "clean accuracy, %"), ("tradeoff", 1, "under attack")):
+        plot = page.locator(f".plot[data-kind={kind}]")
+        plot.locator("path.point").first.wait_for()
+        assert plot.locator("path.point").count() == points
+        assert axis in str(plot.locator(".ytitle").text_content())
+    page.locator(".plot[data-kind=plane] path.point").first.hover(force=True)
+    page.locator(".hovertext").wait_for()
+    assert "robust" not in str(page.locator(".hovertext").text_content()), "ier was not attacked"
+    page.get_by_role("link", name="rfs seed 0").click()
+    page.wait_for_url("**/mini-imagenet-5w1s-Linf/rfs-*.html")
+    assert "600 episodes of 75 queries" in page.locator("main").inner_text()
+    context.close()
+    assert wrong == []

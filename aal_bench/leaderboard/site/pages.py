@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from aal_bench.attacks.parameters import EPISODE_PARTITION, PARTITION
 from aal_bench.leaderboard import published
 from aal_bench.leaderboard.board import Board, Row, Section, Standing
 from aal_bench.leaderboard.site import names, show
@@ -13,8 +14,8 @@ from aal_bench.leaderboard.site.plots import plots
 from aal_bench.record import Result, percent
 from aal_bench.schema import Event
 
-SURVIVORS = "survivors-in-index-order"
-"""Partition of a stage that attacks only what the ones before left standing."""
+SURVIVORS = (PARTITION[True], EPISODE_PARTITION[True])
+"""Partitions of a stage that attacks only what the ones before left standing."""
 
 
 class Page(NamedTuple):
@@ -79,7 +80,7 @@ def _stages(result: Result) -> list[dict[str, Any]]:
         {
             "record": stage,
             "measure": clean if stage.attack == "clean" else measures.get(stage.attack),
-            "cumulative": stage.partition == SURVIVORS,
+            "cumulative": stage.partition in SURVIVORS,
             "params": list(show.flat(stage.params)),
         }
         for stage in result.evaluation

@@ -179,6 +179,8 @@ def _compared(base: Path | None, maintainer: bool, deep: bool) -> None:
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare two entries or runs A and B, image by image (McNemar's exact test).
 
+    Few-shot: episode by episode (paired t-test of the episodes' accuracies).
+
     A and B are entries (.json) or folders of finished runs.
     """
     from aal_bench.leaderboard import compare as comparing

@@ -256,7 +256,7 @@ def test_nothing_takes_the_place_of_what_is_registered(case, kind):
     ("changes", "match"),
     [
         ({"model.name": "cnn5"}, r"unknown model 'cnn5'. Did you mean cnn4"),
-        ({"model.surgery": {"name": "aal", "options": {}}}, "unknown method 'aal'"),
+        ({"model.surgery": {"name": "aal-new", "options": {}}}, "unknown method 'aal-new'"),
         ({"model.surgery": {"options": {}}}, "model.surgery names no method"),
         (
             {"model.surgery": {"name": "aal-fgsm", "options": {"xi3": 1}}},

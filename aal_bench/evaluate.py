@@ -84,9 +84,7 @@ def evaluate(
     run = _resolved(request, source, described)
     foreign = _load(run, source)
     name = "evaluate-" + (source.checkpoint.stem if source.checkpoint else run.model.name)
-    path = out or paths.run_folder(
-        run.task.id, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed
-    )
+    path = out or paths.run_folder(run.task.id, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed)
     job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
     return execute(job)
 

@@ -119,21 +119,13 @@ ATTACKS = {
         IMAGES,
         "torchattacks PGD, N steps of the task's step size, uniform start",
     ),
-    "cw-inf-N": Row(
-        "aal_bench.attacks.stages:CWInf", IMAGES, "PGD on the margin loss, N steps"
-    ),
-    "apgd-ce": Row(
-        "aal_bench.attacks.autoattack:APGDCE", IMAGES, "AutoAttack 1/4: APGD on CE"
-    ),
+    "cw-inf-N": Row("aal_bench.attacks.stages:CWInf", IMAGES, "PGD on the margin loss, N steps"),
+    "apgd-ce": Row("aal_bench.attacks.autoattack:APGDCE", IMAGES, "AutoAttack 1/4: APGD on CE"),
     "apgd-t": Row(
         "aal_bench.attacks.autoattack:APGDT", IMAGES, "AutoAttack 2/4: APGD on DLR, targets"
     ),
-    "fab-t": Row(
-        "aal_bench.attacks.autoattack:FABT", IMAGES, "AutoAttack 3/4: FAB, targets"
-    ),
-    "square": Row(
-        "aal_bench.attacks.autoattack:Square", IMAGES, "AutoAttack 4/4: 5,000 queries"
-    ),
+    "fab-t": Row("aal_bench.attacks.autoattack:FABT", IMAGES, "AutoAttack 3/4: FAB, targets"),
+    "square": Row("aal_bench.attacks.autoattack:Square", IMAGES, "AutoAttack 4/4: 5,000 queries"),
 }
 
 MODELS = {

@@ -13,6 +13,7 @@ from PIL import Image
 from aal_bench import figures
 from aal_bench.errors import UserError
 from aal_bench.figures import Curve
+from aal_bench.figures.episodes import accuracy_over_episodes, one_episode
 
 EPS = 8 / 255
 
@@ -188,3 +189,36 @@ def test_importing_the_module_imports_no_matplotlib():
 def test_no_global_pyplot_state(tmp_path):
     figures.training_curves(epochs(1), tmp_path / "t.png")
     assert "matplotlib.pyplot" not in sys.modules
+
+
+class TestEpisodes:
+    def test_a_bar_is_the_share_of_episodes_with_that_accuracy(self, tmp_path, drawn):
+        clean = np.array([0.2, 0.4, 0.4, 1.0])
+        path = tmp_path / "e.png"
+        accuracy_over_episodes({"clean": clean}, path, chance=0.2, queries=5, title="glyphs")
+        is_png(path)
+        (axes,) = drawn[0].axes
+        bars = {
+            round(bar.get_x() + bar.get_width() / 2): bar.get_height()
+            for bar in axes.patches
+            if bar.get_height()
+        }
+        assert bars == pytest.approx({20: 25, 40: 50, 100: 25})
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(50)
+        assert "clean: mean 50.0 %" in [text.get_text() for text in axes.get_legend().texts]
+
+    def test_wrong_answers_are_framed_and_say_what_they_were_taken_for(self, tmp_path, drawn):
+        rng = np.random.default_rng(0)
+        support, query = rng.random((2, 1, 3, 8, 8)), rng.random((2, 3, 3, 8, 8))
+        predicted = np.array([[0, 1, 0], [1, 1, 0]])
+        one_episode(support, query, predicted, tmp_path / "e.png")
+        is_png(tmp_path / "e.png")
+        pictures = [axes for axes in drawn[0].axes if axes.images]
+        assert len(pictures) == 2 * (1 + 3)
+        queries = [axes for place, axes in enumerate(pictures) if place % 4]  # after the support
+        told = [axes.get_xlabel() for axes in queries]
+        assert told == ["", "as 1", "", "", "", "as 0"]
+        frames = [axes.spines["left"].get_edgecolor() for axes in queries]
+        assert len({frames[i] for i in (0, 2, 3, 4)}) == len({frames[i] for i in (1, 5)}) == 1
+        assert frames[0] != frames[1]
+        assert np.array_equal(queries[4].images[0].get_array(), query[1, 1].transpose(1, 2, 0))

@@ -326,6 +326,8 @@ def protocol(name: str) -> tuple[str, ...]:
     """
     if "," in name:
         return _listed(name)
+    if name == "clean":
+        raise UserError("protocol clean: without an attack only few-shot tasks: episodes")
     if name not in PROTOCOLS:
         if _match(rows("attack"), name) is not None:
             raise UserError(f"'{name}' is one attack; as a protocol, write clean,{name}")

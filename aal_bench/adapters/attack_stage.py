@@ -94,7 +94,7 @@ def run_stage(
                 progress.skip(len(rows))
                 continue
             began = time.perf_counter()
-            counted = _counted(make)
+            counted = _counted(stage, make)
             x_adv, pred, violation = _attack(stage, counted, images)
             _record(stage, evidence, images, rows, x_adv, pred, counted)
             wrong = pred != images.y
@@ -121,8 +121,12 @@ def _skip_fallen(stage: Stage, evidence: Evidence, targets: np.ndarray) -> None:
     evidence.skip(stage.name, np.flatnonzero(fallen))
 
 
-def _counted(make: Callable[[], nn.Module]) -> Counted:
-    model = make()
+def _counted(stage: Stage, make: Callable[[], nn.Module]) -> Counted:
+    try:
+        model = make()
+    except FAILURES as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFailed(f"stage {stage.name}: {type(error).__name__}: {reason}") from error
     return model if isinstance(model, Counted) else Counted(model.eval())
 
 

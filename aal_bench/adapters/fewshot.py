@@ -18,6 +18,7 @@ from aal_bench.adapters.network import build_network
 from aal_bench.adapters.throttled import Throttled
 from aal_bench.attacks.stages import Stage
 from aal_bench.config import Episodes, Run
+from aal_bench.data.augment import mixed_seed
 from aal_bench.data.fewshot import enough, load
 from aal_bench.data.splits import Images, InMemory
 from aal_bench.errors import RunFailed, UserError
@@ -74,6 +75,10 @@ class FewShot:
             head.attackable()
         if not training:
             return
+        if self.run.compile:
+            raise UserError(
+                "--compile does not reach a network's features, which few-shot heads read: omit it"
+            )
         if self.task.train.validation:
             self._enough("validation", self.config.ways, self.config.shots, self.config.queries)
         plan = self._plan(self.method)
@@ -114,29 +119,38 @@ class FewShot:
     def _plan(self, method: Method) -> Episodic | None:
         """The method's training episodes, as few an epoch as ``--limit-train`` images allow."""
         plan = method.episodes(self.config.ways, self.config.shots)
-        limit = self.run.limits.train
-        if plan is None or limit is None:
-            return plan
+        if plan is None:
+            return None
+        split = len(self.images.train)
         images = plan.ways * (plan.shots + plan.queries)
-        return plan._replace(per_epoch=max(1, min(plan.per_epoch, limit // images)))
+        wanted = plan.per_epoch or round(split / images)
+        allowed = (self.run.limits.train or wanted * images) // images
+        return plan._replace(per_epoch=max(1, min(wanted, allowed)))
 
     def fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
         """Train in the common loop, a teacher before its pupil."""
+        from accelerate.utils import set_seed
+
         earlier = 0.0
         if method.teacher is not None:
-            teacher = build_method(self.run, method.teacher)
-            network = teacher.build(self.build())
-            taught = self._fit(teacher, update, network, folder / "teacher")
+            # Another seed: born again is a fresh start, and in another order.
+            own = self.run.model_copy(update={"seed": mixed_seed(self.run.seed, 1) % 2**32})
+            set_seed(own.seed)
+            teacher = build_method(own, method.teacher)
+            network = teacher.build(build_network(own))
+            taught = self._fit(own, teacher, update, network, folder / "teacher")
             network.load_state_dict(taught.last)
             method.learn_from(network.eval().requires_grad_(False))
             earlier = taught.record["seconds"]
-        trained = self._fit(method, update, model, folder)
+        trained = self._fit(self.run, method, update, model, folder)
         trained.record["seconds"] = round(trained.record["seconds"] + earlier, 2)
         if method.teacher is not None:
             trained.record["teacher_seconds"] = earlier
         return trained
 
-    def _fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
+    def _fit(
+        self, run: Run, method: Method, update: Plain, model: nn.Module, folder: Path
+    ) -> Trained:
         images = self.images.train
         plan = self._plan(method)
         pictures = limited(images, self.run.limits.train)
@@ -146,8 +160,9 @@ class FewShot:
             phases = self._phases(pictures, EpisodeStream(images, plan, len(pictures)), plan.begins)
         elif plan is not None:
             train = EpisodeStream(images, plan)
+        features = model.network.features  # pyright: ignore[reportAttributeAccessIssue]
         setting = LoopSetting(
-            run=self.run,
+            run=run,
             model=model,
             method=method,
             update=update,
@@ -156,7 +171,7 @@ class FewShot:
             validate=self._validator() if self.task.train.validation else None,
             folder=folder,
             phases=phases,
-            counted=model.get_submodule("network.features"),
+            counted=features if isinstance(features, nn.Module) else None,
         )
         trained = Loop(setting).fit()
         trained.record["images"] = len(images if plan is not None else pictures)
@@ -164,8 +179,9 @@ class FewShot:
 
     def _phases(self, first: Any, later: Any, begins: float) -> Callable[[int], Any]:
         """The data of each epoch: `later` from the share `begins` of the epochs on."""
-        epoch_of_change = round(begins * self.task.train.epochs)
-        return lambda epoch: later if epoch >= epoch_of_change else first
+        epochs = self.task.train.epochs
+        change = min(round(begins * epochs), epochs - 1)  # the last epoch at least
+        return lambda epoch: later if epoch >= change else first
 
     def _validator(self) -> Callable[[nn.Module], dict[str, float]]:
         train, split = self.task.train, self.images.validation

@@ -21,7 +21,7 @@ class EpisodeStream:
         split: the training images.
         plan: shape and number of the episodes.
         steps_like: take as many steps as a pass over so many images would, one episode each; None:
-            ``plan.per_epoch`` episodes, `batch_size` of them a step.
+            ``plan.per_epoch`` episodes, which must be given, `batch_size` of them a step.
     """
 
     def __init__(self, split: InMemory, plan: Episodic, steps_like: int | None = None) -> None:
@@ -30,7 +30,7 @@ class EpisodeStream:
 
     def __len__(self) -> int:
         """Return what the loop divides by the batch size: episodes, or images to be like."""
-        return self.plan.per_epoch if self.steps_like is None else self.steps_like
+        return self.steps_like or self.plan.per_epoch or 0
 
     def batches(
         self,

@@ -54,9 +54,20 @@ class AALFewShot(AAL):
         *("reading", "finetune", "finetune_queries"),
     }
 
+    idle_in: ClassVar[dict[str, tuple[str, ...]]] = {
+        "F1": ("finetune", "finetune_queries"),
+        "F2": ("finetune", "finetune_queries", "second_att"),
+        "F3": ("clean_weight",),
+        "F4": (
+            *("finetune", "finetune_queries", "start", "second_att"),
+            *("clean_weight", "craft_bn", "detach_mask"),
+        ),
+    }
+    """Reading -> the options that do not act in it, or not on all that they would be read as.
+    F2 has clean images beside the attacked, and an injected mask would know their labels."""
+
     def _idle(self) -> dict[str, bool]:
-        of_f3 = ("finetune", "finetune_queries")
-        return {name: self.options.reading != "F3" and self._changed(name) for name in of_f3}
+        return {name: self._changed(name) for name in self.idle_in[self.options.reading]}
 
     @property
     def head(self) -> str:

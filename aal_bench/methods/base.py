@@ -48,8 +48,9 @@ class Episodic(NamedTuple):
     shots: int
     queries: int
     """Of each class."""
-    per_epoch: int
-    """Episodes; a step takes as many as the batch size says."""
+    per_epoch: int | None
+    """Episodes, of which a step takes as many as the batch size says; None: as many as hold as
+    many images as the training split, so that an epoch costs what one of labelled images does."""
     begins: float = 0.0
     """Share of the epochs before it, which train on labelled images, in steps as many as later."""
 

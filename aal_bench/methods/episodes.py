@@ -69,8 +69,8 @@ class EpisodicOptions(Options):
     """Support images of each class; None: the task's shots."""
     train_queries: int = Field(default=15, ge=1)
     """Query images of each class."""
-    episodes_per_epoch: int = Field(default=100, ge=1)
-    """Training episodes that make an epoch."""
+    episodes_per_epoch: int | None = Field(default=None, ge=1)
+    """Training episodes that make an epoch; None: as many as hold as many images as the split."""
 
     def episodic(self, ways: int, shots: int) -> Episodic:
         """For a task of so many ways and shots."""

@@ -42,6 +42,7 @@ class MAMLOptions(AdaptingOptions):
 class MAML(Method):
     """min_theta CE(queries; theta - inner_lr dCE(support; theta)), through the inner gradient.
 
+    On `resnet12` DropBlock does not act: its counter of batches stays with the episodes' copies.
     A step takes 4 episodes, as Finn et al. on mini-ImageNet; learn2learn's example takes 32, and
     both 60,000 steps.
     """

@@ -1,5 +1,6 @@
 """Episodes: the list, its answers with and without attack, training, and what is refused."""
 
+import copy
 import functools
 import json
 
@@ -12,11 +13,13 @@ from torch.nn import functional
 from aal_bench.adapters.fewshot import FewShot
 from aal_bench.attacks.linf import linf_pgd
 from aal_bench.data import glyphs
-from aal_bench.errors import UserError
+from aal_bench.errors import RunFailed, UserError
 from aal_bench.fewshot.answer import answers, support_of
+from aal_bench.methods.rfs_distill import RFSDistill
 from aal_bench.methods.updates import Plain, PlainOptions
 from aal_bench.metrics import METRICS
 from aal_bench.resolve import Request, resolve
+from aal_bench.training.checkpoint import load
 
 SMALL = {"model": "cnn4-8", "episodes": 6}
 
@@ -245,6 +248,24 @@ def test_training_validates_on_episodes_of_the_validation_classes(tmp_path):
     assert trained.best is not None
 
 
+def test_an_epoch_of_episodes_holds_as_many_images_as_the_split():
+    adapter = make(method="protonet")
+    plan = adapter._plan(adapter.method)
+    assert plan is not None
+    assert plan.per_epoch == 5760 / (20 * (1 + 15))
+    limited = make("train_ways=5", "train_queries=3", method="protonet", limit_train=100)
+    fewer = limited._plan(limited.method)
+    assert fewer is not None
+    assert fewer.per_epoch == 5
+
+
+def test_weights_that_are_not_finite_end_the_run(adapter, model):
+    broken = copy.deepcopy(model)
+    broken.network.features[0].conv.weight[0] = torch.nan
+    with pytest.raises(RunFailed, match="not finite"):
+        clean(adapter, broken)
+
+
 def test_a_teacher_is_trained_first_and_taught_by(tmp_path):
     adapter = make(method="rfs-distill", limit_train=128, epochs=1)
     network = adapter.build()
@@ -252,10 +273,21 @@ def test_a_teacher_is_trained_first_and_taught_by(tmp_path):
     assert (tmp_path / "teacher" / "checkpoints" / "state.pt").exists()
     assert trained.record["teacher_seconds"] > 0
     assert trained.record["seconds"] > trained.record["teacher_seconds"]
+    assert isinstance(adapter.method, RFSDistill)
+    teacher = adapter.method.taught_by
+    assert teacher is not None
+    saved = load(tmp_path / "teacher" / "checkpoints" / "state.pt")
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, saved["model"][name])
+    first = "network.features.0.conv.weight"
+    assert saved["seed"] != adapter.run.seed, "born again is a start of its own"
+    assert not torch.equal(saved["model"][first], trained.last[first])
 
 
-def test_reading_f3_trains_on_images_first_and_on_episodes_at_the_end(tmp_path):
-    settings = ("reading=F3", "finetune=0.5", "train.validation=0")
+@pytest.mark.parametrize("finetune", ["0.5", "0.1"])
+def test_reading_f3_trains_on_images_first_and_on_episodes_at_the_end(tmp_path, finetune):
+    """A tenth of two epochs is the last one too: F3 without an episode would be another method."""
+    settings = ("reading=F3", f"finetune={finetune}", "train.validation=0")
     adapter = make(*settings, method="aal-rfs", limit_train=128, epochs=2)
     seen = []
     method = adapter.method
@@ -283,6 +315,10 @@ def test_reading_f3_trains_on_images_first_and_on_episodes_at_the_end(tmp_path):
         ((), {"model": "resnet18"}, r"resnet18' serves classification, not fewshot.*cnn4"),
         ((), {"method": "trades"}, r"trades' serves classification, not fewshot"),
         (("second_att=inject_Ma",), {"method": "aal-ier"}, r"set second_att=recompute"),
+        (("reading=F4", "start=uniform"), {"method": "aal-rfs"}, r"without effect here: start"),
+        (("reading=F3", "clean_weight=0.5"), {"method": "aal-rfs"}, r"effect here: clean_weight"),
+        (("reading=F2", "second_att=inject_M"), {"method": "aal-rfs"}, r"here: second_att"),
+        ((), {"compile": True}, r"omit it"),
     ],
 )
 def test_what_cannot_be_is_said_with_the_numbers(settings, options, message):

@@ -133,6 +133,19 @@ def test_f4s_head_is_the_regression_on_copies_and_attacked_images(x):
     assert classifier(x[4:]).shape == (8, 2)
 
 
+@pytest.mark.parametrize("control", ["random_mask", "shuffled_mask"])
+def test_f4s_classifier_is_the_same_in_every_stage(x, control):
+    """It is made anew for each stage and after a restart, whatever was drawn in between."""
+    method, model, _ = gated(reading="F4", control=control)
+    model.eval().requires_grad_(False)
+    head, support = LogisticAttacked(method.options, method.threat), support_set(x)
+    weights = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        weights.append(head.classifier(model, support).readout.weight)
+    assert torch.equal(*weights)
+
+
 def test_f4_without_a_gate_attacks_the_whole_image(x):
     method, model, _ = gated(reading="F4", control="no_gate")
     model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -61,5 +63,16 @@ class LogisticAttacked(Logistic):
             with gate_of(model).reading() as reading:
                 value = loss(x)
             xi1 = options.descent_step(PRINTED_XI1)
-            found = associative_mask(value, x, reading.M, options, xi1, step)
+            found = associative_mask(
+                value, x, reading.M, options, xi1, step, _generator(support.images)
+            )
             return selective_fgsm(support.images, found).detach()
+
+
+def _generator(images: Tensor) -> torch.Generator:
+    """Of the random controls: the same for the same images, so that every stage attacks one mask.
+
+    The classifier of an episode is made anew in each stage and after each restart.
+    """
+    digest = hashlib.sha256(images.cpu().numpy().tobytes()).digest()
+    return torch.Generator(images.device).manual_seed(int.from_bytes(digest[:7]))

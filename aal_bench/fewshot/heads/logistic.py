@@ -6,13 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aal_bench.errors import RunFailed
 from aal_bench.fewshot.heads.base import Head
 
 
 class Logistic(Head):
     """scikit-learn's multinomial logistic regression: L2, C = 1, L-BFGS, 1,000 iterations.
 
-    Features are divided by their Euclidean length first, in training and in answering.
+    Features are divided by their Euclidean length first, in fitting and in answering. For two
+    ways scikit-learn fits the binary model, whose penalty is on one weight, not on two.
+
+    Raises:
+        RunFailed: features that are not finite, when fitted to them.
     """
 
     copies = True
@@ -20,6 +25,8 @@ class Logistic(Head):
     def fit(self, features: Tensor, labels: Tensor, ways: int, model: nn.Module) -> nn.Module:
         from sklearn.linear_model import LogisticRegression
 
+        if not bool(torch.isfinite(features).all()):
+            raise RunFailed("the features of a support set are not finite")
         # float64: L-BFGS stops elsewhere in float32, which differs from machine to machine.
         unit = functional.normalize(features.detach().double(), dim=1)
         fitted = LogisticRegression(C=1.0, solver="lbfgs", max_iter=1000)

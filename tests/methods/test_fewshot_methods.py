@@ -90,10 +90,10 @@ def test_what_a_method_asks_of_the_adapter(name, head, outputs, precision):
 
 
 def test_the_shape_of_training_episodes():
-    assert made("maml")[0].episodes(5, 1) == Episodic(5, 1, 15, 100)
-    assert made("anil")[0].episodes(5, 5) == Episodic(5, 5, 15, 100)
-    assert made("relationnet", train_ways=10)[0].episodes(5, 1) == Episodic(10, 1, 15, 100)
-    assert made("metaoptnet")[0].episodes(5, 1) == Episodic(5, 15, 6, 100)
+    assert made("maml")[0].episodes(5, 1) == Episodic(5, 1, 15, None)
+    assert made("anil")[0].episodes(5, 5) == Episodic(5, 5, 15, None)
+    assert made("relationnet", train_ways=10)[0].episodes(5, 1) == Episodic(10, 1, 15, None)
+    assert made("metaoptnet")[0].episodes(5, 1) == Episodic(5, 15, 6, None)
     assert made("baseline-finetune")[0].episodes(5, 1) is None
 
 

@@ -48,6 +48,8 @@ def is_fewshot(result: Result) -> bool:
 def title(result: Result) -> str:
     """The heading of table and report: marks first, then what was run."""
     method = result.training.method if result.training else "checkpoint"
+    if result.training is None and result.model.surgery is not None:
+        method = f"checkpoint of {result.model.surgery['name']}"
     seed = f"seed {result.training.seeds[0]}" if result.training and result.training.seeds else ""
     status = [] if result.status == "success" else [result.status.upper()]
     doubt = ["UNRELIABLE"] if result.unreliable else []

@@ -89,7 +89,7 @@ def near_chance(family: str, classes: int, clean: Mapping[str, Any]) -> tuple[fl
     """The figures that say that a model has not learnt its task; None: it has.
 
     Of images, clean accuracy within twice chance; of few-shot episodes, whose chance 1 / K is
-    large, an interval of clean accuracy that reaches it.
+    large, an interval of clean accuracy within twice chance that reaches chance.
 
     Args:
         family: of the task.
@@ -100,6 +100,8 @@ def near_chance(family: str, classes: int, clean: Mapping[str, Any]) -> tuple[fl
         (what was measured, what it had to exceed), to four digits.
     """
     figure, bound = clean["value"], 2 / classes
+    if figure > bound:
+        return None
     if family == "fewshot":
         figure, bound = clean["ci95"][0], 1 / classes
     return (round(figure, 4), round(bound, 4)) if figure <= bound else None

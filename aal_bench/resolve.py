@@ -158,6 +158,12 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
         return "smoke"
     if task.family != "fewshot" and name in registry.EPISODIC:
         raise UserError(f"protocol {name} is for few-shot tasks; {task.name} has no episodes")
+    of_images = name in registry.PROTOCOLS and name not in (*registry.EPISODIC, "smoke")
+    if task.family == "fewshot" and of_images:
+        raise UserError(
+            f"protocol {name} is for images; few-shot tasks have {', '.join(registry.EPISODIC)},"
+            " or a list: clean,pgd-20"
+        )
     if task.ways < DLR_CLASSES and "apgd-t" in stages:
         if not set(stages) - {"clean", "apgd-t"}:
             raise UserError(

@@ -144,6 +144,8 @@ def _listed(names: list[str], held: dict[str, Any], wanted: dict[str, Any]) -> s
     def value(tree: Any, dotted: str) -> str:
         for part in dotted.split("."):
             tree = tree.get(part) if isinstance(tree, dict) else None
+        if dotted == "data_dir" and tree is not None:
+            return f"...{tree[-40:]}" if len(tree) > 43 else tree  # folders differ at their end
         return "none" if tree is None else shorten(str(tree), 24)
 
     spelt = [f"{name} ({value(held, name)} there, {value(wanted, name)} here)" for name in names]

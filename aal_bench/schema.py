@@ -144,7 +144,8 @@ class ModelBlock(Block):
     loader: str | None = None
     """``module:function`` that rebuilds the model."""
     surgery: dict[str, Any] | None = None
-    """Method and options that put a gate into the network; None: as the toolkit has it."""
+    """Method and options that put a gate into the network or answer its episodes; None: as the
+    toolkit has it."""
     normalisation: NormalisationBlock | None = None
     """None: the model takes [0, 1] pixels as they are."""
     license: str | None = None

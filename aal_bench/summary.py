@@ -98,7 +98,8 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "macs": _multiply_accumulates(model, run),
         "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
         "loader": "aal_bench.models.build:build" if job.foreign is None else job.foreign.loader,
-        "surgery": run.method.identity() if has_gate(model) else None,
+        # A few-shot method answers the test episodes too: its name is part of what was attacked.
+        "surgery": run.method.identity() if has_gate(model) or run.task.episodes else None,
         "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),
         "deterministic_forward": _deterministic(model, adapter, run),
     }
@@ -165,14 +166,14 @@ def _flags(metrics: Mapping[str, Any], run: Run) -> list[Flag]:
     if found is None:
         return []
     measured, bound = found
-    told = "within twice chance" if run.task.episodes is None else "no better than guessing"
+    told = "is within twice chance" if run.task.episodes is None else "may be that of guessing"
     return [
         Flag(
             code="near-chance",
             severity="warning",
             value=measured,
             threshold=bound,
-            note=f"Clean accuracy is {told}: the model has not learnt the task.",
+            note=f"Clean accuracy {told}: the model has not learnt the task.",
         )
     ]
 

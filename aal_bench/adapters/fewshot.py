@@ -87,7 +87,10 @@ class FewShot:
 
     def _enough(self, split: str, ways: int, shots: int, queries: int) -> None:
         part, names = getattr(self.images, split), self.images.class_names[split]
-        enough(part.labels, names, ways, shots, queries, f"task {self.task.id}: {split} split")
+        where = f"task {self.task.id}: {split} split"
+        prefix = "train_" if split == "train" else "episodes."
+        keys = (f"{prefix}ways", f"{prefix}shots", f"{prefix}queries")
+        enough(part.labels, names, ways, shots, queries, where, keys)
 
     def _sampler(self, split: InMemory) -> Sampler:
         config = self.config

@@ -107,6 +107,7 @@ def enough(
     shots: int,
     queries: int,
     where: str,
+    keys: tuple[str, str, str] = ("episodes.ways", "episodes.shots", "episodes.queries"),
 ) -> None:
     """Make sure that every episode of `ways` classes can be drawn from a split.
 
@@ -117,13 +118,14 @@ def enough(
         shots: support images of each class.
         queries: query images of each class.
         where: names the split, and opens the error: ``test split``.
+        keys: what ways, shots and queries are called where they are set.
 
     Raises:
         UserError: fewer classes than `ways`, or a class with fewer than shots + queries images.
     """
     if len(names) < ways:
         raise UserError(
-            f"{where}: {len(names)} classes, but an episode has {ways}. Lower episodes.ways."
+            f"{where}: {len(names)} classes, but an episode has {ways}. Lower {keys[0]}."
         )
     counts = np.bincount(np.asarray(labels), minlength=len(names))
     short = np.flatnonzero(counts < shots + queries)
@@ -131,7 +133,7 @@ def enough(
         shown = few(f"{names[i]}: {counts[i]}" for i in short)
         raise UserError(
             f"{where}: {len(short)} of {len(names)} classes have fewer than {shots + queries} "
-            f"images ({shown}). Lower episodes.shots or episodes.queries."
+            f"images ({shown}). Lower {keys[1]} or {keys[2]}."
         )
 
 

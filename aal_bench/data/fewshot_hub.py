@@ -43,7 +43,7 @@ def fetch(name: str) -> Path:
         _unpack(snapshot / home.archive, unpacked)
     # Whichever HTTP library the Hub's client uses, its errors are of that library's own classes.
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         what = f"{home.archive} of " if home.archive else ""
         raise UserError(
             f"{name} could not be downloaded from {what}the Hugging Face dataset {home.repository} "

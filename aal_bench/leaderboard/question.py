@@ -123,7 +123,7 @@ def _episodes(record: Result, asked: Episodes, fingerprint: dict[str, str]) -> I
     lengths = {*COUNTS, own.episodes.count if own and own.episodes else asked.count}
     if asked.count not in lengths:
         told = ", ".join(f"{length:,}" for length in sorted(lengths))
-        yield f"task.episodes.count is {shown(asked.count)}, not one of {told}"
+        yield f"task.episodes.count is {shown(asked.count)}, not one of {told}: --episodes sets it"
     if fingerprint.keys() != FINGERPRINT | {"episodes"}:
         yield "dataset_fingerprint is not pixels, labels, count and episodes"
         return

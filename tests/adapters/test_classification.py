@@ -271,13 +271,13 @@ def test_the_curve_over_eps_begins_at_clean_accuracy_and_falls(make, tmp_path):
     accuracies = []
     for eps in (0.0, 12 / 255, 32 / 255):
         correct = [0, 0]
-        for x, y in _batches(adapter, 100):
+        for x, y, _ in _batches(adapter, 100):
             for place, x_adv in enumerate(_attacks(adapter, model, x, y, eps)):
                 assert float((x_adv - x).abs().max()) <= eps + 1e-6
                 correct[place] += int((model(x_adv).argmax(1) == y).sum())
         accuracies.append(correct)
     with attacking(model), torch.no_grad():
-        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y in _batches(adapter, 100))
+        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y, _ in _batches(adapter, 100))
     assert accuracies[0] == [clean, clean]
     for attack in (0, 1):
         assert accuracies[0][attack] > accuracies[1][attack] > accuracies[2][attack]

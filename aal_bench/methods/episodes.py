@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from aal_bench.methods.base import Episodic, Options
+from aal_bench.methods.base import Episodic, Method, Options, Outputs
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,15 @@ class EpisodicOptions(Options):
             self.train_queries,
             self.episodes_per_epoch,
         )
+
+
+class EpisodicMethod(Method):
+    """Base of methods that train on clean episodes, and answer by the head they trained with."""
+
+    Options = EpisodicOptions
+    attacks: ClassVar[bool] = False
+    outputs: ClassVar[Outputs] = "features"
+
+    def episodes(self, ways: int, shots: int) -> Episodic:
+        assert isinstance(self.options, EpisodicOptions)
+        return self.options.episodic(ways, shots)

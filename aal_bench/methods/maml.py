@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from aal_bench.errors import UserError
-from aal_bench.methods.base import Episodic, Method, Outputs
-from aal_bench.methods.episodes import EpisodicOptions
+from aal_bench.methods.base import Episodic, Outputs
+from aal_bench.methods.episodes import EpisodicMethod, EpisodicOptions
 
 
 class AdaptingOptions(EpisodicOptions):
@@ -39,7 +39,7 @@ class MAMLOptions(AdaptingOptions):
     code. False: by those of the support set, so that it is answered alone."""
 
 
-class MAML(Method):
+class MAML(EpisodicMethod):
     """min_theta CE(queries; theta - inner_lr dCE(support; theta)), through the inner gradient.
 
     On `resnet12` DropBlock does not act: its counter of batches stays with the episodes' copies.
@@ -49,7 +49,6 @@ class MAML(Method):
 
     Options = MAMLOptions
     options: AdaptingOptions
-    attacks: ClassVar[bool] = False
     outputs: ClassVar[Outputs] = "ways"
     precision: ClassVar[Literal["fp32"] | None] = "fp32"
     train_defaults: ClassVar[dict[str, Any]] = {
@@ -70,7 +69,7 @@ class MAML(Method):
         Raises:
             UserError: ``train_ways`` is not the task's number, which the network's outputs have.
         """
-        plan = self.options.episodic(ways, shots)
+        plan = super().episodes(ways, shots)
         if plan.ways != ways:
             raise UserError(
                 f"train_ways={plan.ways}: the network has one output for each of the task's {ways}"

@@ -8,8 +8,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from aal_bench.methods.base import Episodic, Method, Outputs
-from aal_bench.methods.episodes import EpisodicOptions
+from aal_bench.methods.episodes import EpisodicMethod, EpisodicOptions
 
 
 class MetaOptNetOptions(EpisodicOptions):
@@ -26,7 +25,7 @@ class MetaOptNetOptions(EpisodicOptions):
     """Share of the target spread over the other classes; 0 on tieredImageNet."""
 
 
-class MetaOptNet(Method):
+class MetaOptNet(EpisodicMethod):
     """min_W CE(scale * SVM(f(support))(f(query)), y), through the optimum of the machine's dual.
 
     The official code (kjunelee/MetaOptNet) has 16,000 unpooled features of a wider ResNet-12; here
@@ -36,8 +35,6 @@ class MetaOptNet(Method):
 
     Options = MetaOptNetOptions
     options: MetaOptNetOptions
-    attacks: ClassVar[bool] = False
-    outputs: ClassVar[Outputs] = "features"
     precision: ClassVar[Literal["fp32"] | None] = "fp32"
     train_defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd",
@@ -54,9 +51,6 @@ class MetaOptNet(Method):
     @property
     def head(self) -> str:
         return "svm"
-
-    def episodes(self, ways: int, shots: int) -> Episodic:
-        return self.options.episodic(ways, shots)
 
     def build(self, model: nn.Module) -> nn.Module:
         """Add the learnt scale of the logits, ``model.svm_scale``; 1 at first."""

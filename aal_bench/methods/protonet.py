@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aal_bench.methods.base import Episodic, Method, Outputs
-from aal_bench.methods.episodes import EpisodicOptions
+from aal_bench.methods.episodes import EpisodicMethod, EpisodicOptions
 
 
 class ProtoNetOptions(EpisodicOptions):
@@ -19,7 +18,7 @@ class ProtoNetOptions(EpisodicOptions):
     """Between a query's features and the prototypes; euclidean is squared."""
 
 
-class ProtoNet(Method):
+class ProtoNet(EpisodicMethod):
     """min_W CE(-|f(q) - c_k|^2, y), c_k the mean of the support features of class k.
 
     Head and training are the same; the classifier of the network is not used.
@@ -27,8 +26,6 @@ class ProtoNet(Method):
 
     Options = ProtoNetOptions
     options: ProtoNetOptions
-    attacks: ClassVar[bool] = False
-    outputs: ClassVar[Outputs] = "features"
     train_defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "adam",
         "lr": 1e-3,
@@ -40,6 +37,3 @@ class ProtoNet(Method):
     @property
     def head(self) -> str:
         return "prototype"
-
-    def episodes(self, ways: int, shots: int) -> Episodic:
-        return self.options.episodic(ways, shots)

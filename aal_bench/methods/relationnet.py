@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from aal_bench.methods.base import Episodic, Method, Outputs
-from aal_bench.methods.episodes import EpisodicOptions
+from aal_bench.methods.episodes import EpisodicMethod
 
 WIDTH, HIDDEN = 64, 8
 """Channels of the relation module's two blocks, and units between its two linear layers."""
 
 
-class RelationNet(Method):
+class RelationNet(EpisodicMethod):
     """min_W of the mean of (r(f(q), sum f(s_k)) - [q is of class k])^2, r a learnt relation.
 
     The official code (floodsung/LearningToCompare_FSL) compares 19x19 maps of a network of its
@@ -22,10 +21,6 @@ class RelationNet(Method):
     query is answered alone.
     """
 
-    Options = EpisodicOptions
-    options: EpisodicOptions
-    attacks: ClassVar[bool] = False
-    outputs: ClassVar[Outputs] = "features"
     train_defaults: ClassVar[dict[str, Any]] = {
         "optimizer": "adam",
         "lr": 1e-3,
@@ -40,9 +35,6 @@ class RelationNet(Method):
     @property
     def head(self) -> str:
         return "relation"
-
-    def episodes(self, ways: int, shots: int) -> Episodic:
-        return self.options.episodic(ways, shots)
 
     def build(self, model: nn.Module) -> nn.Module:
         """Add the relation module, as ``model.relation``."""

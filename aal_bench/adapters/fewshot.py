@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aal_bench import registry
 from aal_bench.adapters.attack_stage import Fooled, Saved, exact_arithmetic, run_stage
 from aal_bench.adapters.classification import limited, make_stage
+from aal_bench.adapters.episode_victim import EpisodeVictim
 from aal_bench.adapters.method import build_method
 from aal_bench.adapters.network import build_network
 from aal_bench.adapters.throttled import Throttled
@@ -20,10 +21,10 @@ from aal_bench.attacks.stages import Stage
 from aal_bench.config import Episodes, Run
 from aal_bench.data.augment import mixed_seed
 from aal_bench.data.fewshot import enough, load
-from aal_bench.data.splits import Images, InMemory
+from aal_bench.data.splits import InMemory
 from aal_bench.errors import RunFailed, UserError
 from aal_bench.evidence import Evidence
-from aal_bench.fewshot.answer import answers, images_read, support_of
+from aal_bench.fewshot.answer import answers, images_read
 from aal_bench.fewshot.heads.base import Head
 from aal_bench.fewshot.objective import EpisodeObjective
 from aal_bench.fewshot.sampling import EpisodeList, Sampler
@@ -220,11 +221,12 @@ class FewShot:
         return Evidence(
             self.episodes.query.flatten().numpy(),
             labels.numpy(),
-            np.repeat(np.arange(count), self._queries),
+            np.repeat(np.arange(count), self.queries),
         )
 
     @property
-    def _queries(self) -> int:
+    def queries(self) -> int:
+        """Rows of the evidence that an episode has."""
         return self.config.ways * self.config.queries
 
     def stage(self, name: str) -> Stage:
@@ -242,12 +244,12 @@ class FewShot:
         if name == "clean":
             self._clean(model, evidence, throttled)
         else:
-            victim = EpisodeVictim(self, model, evidence, name)
+            victim = EpisodeVictim(self, model)
             run_stage(self.stage(name), victim, evidence, lambda *_: None, throttled)
         throttled.flush()
 
     def _clean(self, model: nn.Module, evidence: Evidence, saved: Throttled) -> None:
-        done = int(evidence.done("clean").sum()) // self._queries
+        done = int(evidence.done("clean").sum()) // self.queries
         if done == len(self.episodes):
             return
         rest = EpisodeList(self.episodes.support[done:], self.episodes.query[done:])
@@ -264,15 +266,15 @@ class FewShot:
 
     def _record(self, evidence: Evidence, first: int, logits: Tensor) -> None:
         """Record the answers (e, Q, ways) of the episodes from number `first` on."""
-        if logits.shape[1:] != (self._queries, self.config.ways):
+        if logits.shape[1:] != (self.queries, self.config.ways):
             raise UserError(
-                f"the head's logits are {tuple(logits.shape[1:])} for {self._queries} queries of"
+                f"the head's logits are {tuple(logits.shape[1:])} for {self.queries} queries of"
                 f" {self.config.ways} classes"
             )
         if not bool(torch.isfinite(logits).all()):
             raise RunFailed("stage clean: the logits of an episode are not finite")
-        start = first * self._queries
-        rows = np.arange(start, start + len(logits) * self._queries)
+        start = first * self.queries
+        rows = np.arange(start, start + len(logits) * self.queries)
         evidence.record("clean", rows, pred=logits.argmax(2).flatten().cpu().numpy())
 
     def check_clean(self, evidence: Evidence) -> None:
@@ -297,35 +299,3 @@ class FewShot:
         from aal_bench.adapters.fewshot_figures import draw
 
         return draw(self, method, model, folder)
-
-
-class EpisodeVictim:
-    """The classifier of each episode and the queries of it that are to be attacked."""
-
-    def __init__(self, adapter: FewShot, model: nn.Module, evidence: Evidence, stage: str) -> None:
-        self.adapter, self.model, self.evidence, self.stage = adapter, model, evidence, stage
-        self.device = torch.device(adapter.run.device)
-
-    def batches(self, rows: np.ndarray) -> Iterator[tuple[Callable[[], nn.Module], Images]]:
-        """Yield what fits an episode's classifier, and its queries among `rows`."""
-        adapter = self.adapter
-        episodes = rows // adapter._queries
-        labels = episode_labels(adapter.config.ways, adapter.config.queries)
-        for episode in np.unique(episodes):
-            own = rows[episodes == episode]
-            within = torch.from_numpy(own - episode * adapter._queries)
-            positions = adapter.episodes.query[episode].flatten()[within]
-            x = adapter.test.pixels(positions).to(self.device).float() / 255
-            images = Images(x, labels[within].to(self.device), torch.from_numpy(own))
-            yield (lambda episode=episode: self._classifier(int(episode))), images
-
-    def _classifier(self, episode: int) -> nn.Module:
-        adapter, head = self.adapter, self.adapter.head()
-        support = support_of(
-            adapter.test,
-            adapter.episodes.support[episode],
-            adapter.config,
-            head.copies,
-            self.device,
-        )
-        return head.classifier(self.model, support)

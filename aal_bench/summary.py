@@ -43,7 +43,7 @@ def summarise(
         model=_model_block(job, adapter, model, path),
         environment=record["environment"],
         command=record["command"],
-        evaluation=[stage_record(adapter.stage(name), run, evidence, folder) for name in stages],
+        evaluation=[stage_record(adapter, name, evidence, folder) for name in stages],
         metrics=metrics,
         evidence=results.evidence_file(folder / "evidence.npz", evidence, adapter.fingerprint()),
         training=None if job.foreign is not None else _training_block(run, record),
@@ -59,8 +59,9 @@ def summarise(
     return result
 
 
-def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) -> StageRecord:
+def stage_record(adapter: Any, name: str, evidence: Evidence, folder: RunFolder) -> StageRecord:
     """What a stage did, from its evidence and the accounts kept while it ran."""
+    stage, run = adapter.stage(name), adapter.run
     spent = folder.record["stages"].get(stage.name, {})
     common: dict[str, Any] = {
         "attack": stage.name,
@@ -68,6 +69,7 @@ def stage_record(stage: Any, run: Run, evidence: Evidence, folder: RunFolder) ->
         "params": stage.params,
         "seed": run.task.evaluation.seed,
         **batches(run.task, stage.sequential),
+        "memory_format": adapter.memory_format(name),
         "wall_seconds": spent.get("seconds", 0.0),
         "max_violation": MaxViolation(**spent.get("violation", {"norm": 0.0, "box": 0.0})),
     }

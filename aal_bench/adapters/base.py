@@ -59,6 +59,10 @@ class Adapter(Protocol):
         """The stage of that name under this task's threat."""
         ...
 
+    def memory_format(self, name: str) -> str:
+        """Layout in memory of the images that stage `name` feeds the network."""
+        ...
+
     def run_stage(
         self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved
     ) -> None:

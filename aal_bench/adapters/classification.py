@@ -161,6 +161,10 @@ class Classification:
         """The stage of that name under this task's threat."""
         return make_stage(name, self.task)
 
+    def memory_format(self, name: str) -> str:
+        """Contiguous, in every stage."""
+        return "contiguous"
+
     def run_stage(
         self,
         name: str,

@@ -25,6 +25,7 @@ from aal_bench.data.splits import InMemory
 from aal_bench.errors import RunFailed, UserError
 from aal_bench.evidence import Evidence
 from aal_bench.fewshot.answer import answers, images_read
+from aal_bench.fewshot.features import MEMORY_FORMAT
 from aal_bench.fewshot.heads.base import Head
 from aal_bench.fewshot.objective import EpisodeObjective
 from aal_bench.fewshot.sampling import EpisodeList, Sampler
@@ -232,6 +233,10 @@ class FewShot:
     def stage(self, name: str) -> Stage:
         """The stage of that name under this task's threat."""
         return make_stage(name, self.task)
+
+    def memory_format(self, name: str) -> str:
+        """Contiguous, but where features are extracted once."""
+        return MEMORY_FORMAT if name == "clean" and not self.head().adapts else "contiguous"
 
     def run_stage(
         self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved

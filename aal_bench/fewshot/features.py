@@ -11,8 +11,10 @@ from aal_bench.config import Episodes
 from aal_bench.data.copies import augmented_copies
 from aal_bench.data.splits import InMemory
 
-BATCH = 256
-"""Images per forward pass."""
+BATCH = {"cpu": 64, "cuda": 512}
+"""Images per forward pass; on a CPU more do not fit its caches (CNN4, 28 px: 5.5 times slower)."""
+MEMORY_FORMAT = "channels_last"
+"""Of the images: on a CPU four times as fast as contiguous ones."""
 
 
 class Features:
@@ -38,7 +40,7 @@ class Features:
         """Features (n, 1, D) of the images at `positions`, int64 (n,)."""
         parts = []
         for images in self.split.batches(
-            positions, BATCH, augment="none", pad=0, seed=0, device=self.device
+            positions, self._batch, augment="none", pad=0, seed=0, device=self.device
         ):
             parts.append(self._features(images.x)[:, None])
             self.advance(len(images.x))
@@ -49,7 +51,7 @@ class Features:
         if config.augment == "none":
             return self.of(positions)
         parts = []
-        for some in positions.split(max(1, BATCH // config.copies)):
+        for some in positions.split(max(1, self._batch // config.copies)):
             copies = augmented_copies(
                 self.split.pixels(some).to(self.device),
                 some,
@@ -63,9 +65,14 @@ class Features:
             self.advance(len(features))
         return Lookup(positions, torch.cat(parts), len(self.split))
 
+    @property
+    def _batch(self) -> int:
+        return BATCH.get(self.device.type, 64)
+
     def _features(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=getattr(torch, MEMORY_FORMAT))
         with torch.no_grad():
-            return self.model.features(x.contiguous())  # pyright: ignore[reportCallIssue]
+            return self.model.features(x)  # pyright: ignore[reportCallIssue]
 
 
 class Lookup:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from aal_bench.data.augment import to_unit
 from aal_bench.data.splits import Images
 from aal_bench.fewshot.answer import support_of
 from aal_bench.methods.episodes import episode_labels
@@ -33,7 +34,7 @@ class EpisodeVictim:
             own = rows[episodes == episode]
             within = torch.from_numpy(own - episode * adapter.queries)
             positions = adapter.episodes.query[episode].flatten()[within]
-            x = adapter.test.pixels(positions).to(self.device).float() / 255
+            x = to_unit(adapter.test.pixels(positions).to(self.device))
             images = Images(x, labels[within].to(self.device), torch.from_numpy(own))
             yield (lambda episode=episode: self._classifier(int(episode))), images
 

@@ -28,7 +28,7 @@ from aal_bench.fewshot.answer import answers, images_read
 from aal_bench.fewshot.features import MEMORY_FORMAT
 from aal_bench.fewshot.heads.base import Head
 from aal_bench.fewshot.objective import EpisodeObjective
-from aal_bench.fewshot.sampling import EpisodeList, Sampler
+from aal_bench.fewshot.sampling import Sampler
 from aal_bench.fewshot.stream import EpisodeStream
 from aal_bench.methods.base import Episodic, Method, Objective
 from aal_bench.methods.episodes import episode_labels
@@ -257,11 +257,13 @@ class FewShot:
         done = int(evidence.done("clean").sum()) // self.queries
         if done == len(self.episodes):
             return
-        rest = EpisodeList(self.episodes.support[done:], self.episodes.query[done:])
         head, device = self.head(), torch.device(self.run.device)
-        images = images_read(head, rest, self.config)
-        with track("clean", images + len(rest)) as progress, exact_arithmetic():
-            found = answers(model, head, self.test, rest, self.config, device, progress.advance)
+        listed, config = self.episodes, self.config
+        total = images_read(head, listed, config) + len(listed) - done
+        with track("clean", total) as progress, exact_arithmetic():
+            found = answers(
+                model, head, self.test, listed, config, device, progress.advance, start=done
+            )
             while done < len(self.episodes):
                 with saved.timed():
                     logits = [next(found) for _ in range(min(CHUNK, len(self.episodes) - done))]

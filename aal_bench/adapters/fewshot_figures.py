@@ -12,6 +12,7 @@ from torch import nn
 from aal_bench import figures
 from aal_bench.aal.attention import has_gate
 from aal_bench.adapters.pictures import identity, metrics, selective
+from aal_bench.data.augment import to_unit
 from aal_bench.evidence import Evidence
 from aal_bench.figures.episodes import accuracy_over_episodes, one_episode
 from aal_bench.methods.base import Method
@@ -65,7 +66,7 @@ def _first(adapter: FewShot, evidence: Evidence, path: Path, told: str) -> None:
     config, listed = adapter.config, adapter.episodes
     count = config.ways * config.queries
     shown, asked = (
-        (adapter.test.pixels(part[0].flatten()).float() / 255).unflatten(0, part[0].shape)
+        to_unit(adapter.test.pixels(part[0].flatten())).unflatten(0, part[0].shape)
         for part in (listed.support, listed.query)
     )
     predicted = evidence.clean_pred[:count].reshape(config.ways, config.queries)

@@ -13,7 +13,7 @@ from pathlib import Path
 from aal_bench.data import class_lists
 from aal_bench.data.fewshot_splits import Listed
 from aal_bench.data.folders import ImageFiles, has_classes
-from aal_bench.data.torchvision_native import _impatient
+from aal_bench.data.torchvision_native import impatient
 from aal_bench.errors import UserError
 
 PARTS = ("images_background", "images_evaluation")
@@ -71,7 +71,7 @@ def download(root: Path) -> dict[str, Listed]:
     folder = root / Omniglot.folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _impatient():
+        with impatient():
             for part in PARTS:
                 Omniglot(str(root), background=part == PARTS[0], download=True)
                 _unpack(folder / f"{part}.zip", folder)

@@ -84,7 +84,7 @@ def download_cifar(root: Path, name: str) -> Found:
     loader = _cifar_class(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _impatient():
+        with impatient():
             loader(str(root), download=True)
     except (OSError, EOFError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -97,7 +97,7 @@ def download_cifar(root: Path, name: str) -> Found:
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """Let a silent connection fail: torchvision sets no timeout of its own."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL)

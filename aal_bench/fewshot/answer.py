@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aal_bench.config import Episodes
+from aal_bench.data.augment import to_unit
 from aal_bench.data.copies import augmented_copies
 from aal_bench.data.splits import InMemory
 from aal_bench.fewshot.features import Features
@@ -30,7 +31,7 @@ def support_of(
     """
     flat = positions.flatten()
     pixels = split.pixels(flat).to(device)
-    images = pixels.float() / 255
+    images = to_unit(pixels)
     made = (
         augmented_copies(pixels, flat, config.copies, config.augment, config.pad, config.seed)
         if copies
@@ -48,8 +49,9 @@ def answers(
     config: Episodes,
     device: torch.device,
     advance: Callable[[int], object] = int,
+    start: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield, for each episode in order, its logits (ways * queries, ways).
+    """Yield, for each episode from number `start` on, its logits (ways * queries, ways).
 
     Args:
         model: in eval mode, on `device`.
@@ -59,15 +61,17 @@ def answers(
         config: how copies of the support images are made.
         device: of the model.
         advance: told the number of images whose features were extracted, after every batch.
+        start: the first episode to answer. Features are those of the whole list all the same: in
+            other batches they would round otherwise, and a continued stage end otherwise.
     """
     if not head.adapts:
         features = Features(model, split, device, advance)
-        yield from _from_features(features, head, episodes, config)
+        yield from _from_features(features, head, episodes, config, start)
         return
-    for support, query in zip(episodes.support, episodes.query, strict=True):
+    for support, query in zip(episodes.support[start:], episodes.query[start:], strict=True):
         classifier = head.classifier(model, support_of(split, support, config, head.copies, device))
         with torch.no_grad():
-            yield classifier(split.pixels(query.flatten()).to(device).float() / 255)
+            yield classifier(to_unit(split.pixels(query.flatten()).to(device)))
 
 
 def images_read(head: Head, episodes: EpisodeList, config: Episodes) -> int:
@@ -79,13 +83,13 @@ def images_read(head: Head, episodes: EpisodeList, config: Episodes) -> int:
 
 
 def _from_features(
-    features: Features, head: Head, episodes: EpisodeList, config: Episodes
+    features: Features, head: Head, episodes: EpisodeList, config: Episodes, start: int
 ) -> Iterator[Tensor]:
     asked = features.of(episodes.query.unique())
     shown = episodes.support.unique()
     given = features.of_copies(shown, config) if head.copies else features.of(shown)
     ways = episodes.support.shape[1]
-    for support, query in zip(episodes.support, episodes.query, strict=True):
+    for support, query in zip(episodes.support[start:], episodes.query[start:], strict=True):
         fitted = given[support]  # (ways, shots, copies, D)
         labels = episode_labels(ways, fitted.shape[1] * fitted.shape[2], features.device)
         with torch.no_grad():

@@ -25,12 +25,16 @@ class EpisodeStream:
     """
 
     def __init__(self, split: InMemory, plan: Episodic, steps_like: int | None = None) -> None:
+        length = plan.per_epoch if steps_like is None else steps_like
+        if length is None:
+            raise ValueError("an epoch of episodes needs a length: per_epoch, or steps_like")
         self.split, self.plan, self.steps_like = split, plan, steps_like
+        self._length = length
         self.sampler = Sampler(split.labels, plan.ways, plan.shots, plan.queries)
 
     def __len__(self) -> int:
         """Return what the loop divides by the batch size: episodes, or images to be like."""
-        return self.steps_like or self.plan.per_epoch or 0
+        return self._length
 
     def batches(
         self,

@@ -137,12 +137,21 @@ def test_the_interval_is_scipys_over_the_episodes(adapter, model):
 
 
 def test_a_killed_clean_stage_continues_where_it_was(adapter, model):
+    """In the very batches of an uninterrupted one: in others the features would round otherwise."""
+    batches = []
+    seen = model.network.features.register_forward_hook(
+        lambda _, given, __: batches.append(given[0].clone())
+    )
     whole = clean(adapter, model)
+    uninterrupted, batches[:] = batches[:], []
     half = adapter.new_evidence()
     rows = np.arange(2 * 75)
     half.record("clean", rows, pred=whole.clean_pred[rows])
     adapter.run_stage("clean", model, half, lambda *_: None, lambda *_: None)
+    seen.remove()
     assert np.array_equal(half.clean_pred, whole.clean_pred)
+    assert len(batches) == len(uninterrupted)
+    assert all(torch.equal(a, b) for a, b in zip(batches, uninterrupted, strict=True))
 
 
 # ---- attacks ---------------------------------------------------------------------------------

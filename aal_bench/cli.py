@@ -104,6 +104,7 @@ def _shared(command: Any) -> Any:
         click.option("--ways", type=click.IntRange(2), help="Few-shot: classes of an episode."),
         click.option("--shots", type=click.IntRange(1), help="Few-shot: support images a class."),
         click.option("--episodes", type=click.IntRange(1), help="Few-shot: test episodes."),
+        click.option("--classes", metavar="A,B|FILE", help="Detection: the class list."),
         click.option(
             "--limit-eval", type=click.IntRange(1), help="Test images (or episodes); never ranked."
         ),
@@ -138,6 +139,7 @@ def _shared(command: Any) -> Any:
 @click.option("--epochs", type=click.IntRange(1), help="Default: the task's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Default: the task's.")
 @click.option("--limit-train", type=click.IntRange(1), help="Training images.")
+@click.option("--backbone", metavar="FILE", help="Detection: weights its backbone starts from.")
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),

@@ -29,8 +29,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What torch, numpy and Python all take."""
 
 
-Augment = Literal["none", "shift", "crop-flip", "jitter-crop-flip", "resized-crop-flip"]
-"""Augmentations of a training batch; `data.augment` says what each does."""
+Augment = Literal["none", "shift", "crop-flip", "jitter-crop-flip", "resized-crop-flip", "ssd"]
+"""Augmentations of a training batch; `data.augment` says what each does. ``ssd``: detection's, the
+pipeline of its MMDetection config."""
 YOUNGER = {"optimizer": "sgd", "nesterov": False}
 """Fields of `Train` younger than the first entries on a board, and what they then were: at these
 values they are no part of a configuration, so that it keeps its hash."""
@@ -107,10 +108,10 @@ class Train(Strict):
     """Zero padding on every side before the random crop of every augmentation that shifts."""
     validation: int = Field(default=0, ge=0)
     """*Training* images held out, class-balanced, for selection; 0: keep "last" only.
-    Few-shot: episodes on the classes of the validation split."""
+    Few-shot: episodes on the classes of the validation split. Detection: images of that split."""
     select: Literal["last", "best"] = "last"
     """Which checkpoint is evaluated; ``best``: highest PGD accuracy on the held-out part
-    (few-shot: highest accuracy on the validation episodes)."""
+    (few-shot: highest accuracy on the validation episodes; detection: highest mAP)."""
     validation_seed: Seed = 0
     validate_every: int = Field(default=1, ge=1)
     checkpoint_every: int | None = Field(default=None, ge=1)
@@ -154,6 +155,45 @@ class Episodes(Strict):
     """Zero padding of that augmentation."""
 
 
+Convention = Literal["map50_voc11", "map50_area", "map_coco", "map50_coco", "map75_coco"]
+"""Mean average precision and how it is taken: at IoU 0.5, of 11 recalls (VOC 2007) or of the whole
+area under the curve (VOC 2010 on); COCO's mean over IoU 0.50:0.95, or its one at 0.5 or 0.75."""
+
+
+class Detection(Strict):
+    """Detection only: the classes, the splits, the metric and the MMDetection config."""
+
+    names: tuple[str, ...] = ()
+    """Class names; their order is the order of the labels."""
+    metric: Convention
+    """The convention of the headline; those of the same evaluator are measured beside it."""
+    config: str
+    """Which of ``tasks/detection/<model>_<config>.py`` is the MMDetection config."""
+    train: str
+    """Split to train on: a file of ``ImageSets/Main`` without its ending, or a COCO file."""
+    validation: str | None = None
+    """Split to select on, where ``train.validation`` is not 0."""
+    test: str
+    """Split to evaluate on."""
+    base_batch: int = Field(default=32, ge=1)
+    """The batch that ``train.lr`` is for: the rate is scaled by batch / base_batch."""
+    repeat: int = Field(default=1, ge=1)
+    """How often an epoch goes through the training images (MMDetection's ``RepeatDataset``)."""
+
+    @property
+    def coco(self) -> bool:
+        """Whether annotations and metric are COCO's; else VOC's."""
+        return self.metric.endswith("coco")
+
+
+class Pretrained(Strict):
+    """Weights that a backbone starts from."""
+
+    path: str
+    """The file, as typed; no part of the configuration."""
+    sha256: str
+
+
 class Normalisation(Strict):
     """Per-channel mean and standard deviation of a layer inside the model; inputs stay [0, 1]."""
 
@@ -183,6 +223,8 @@ class Task(Strict):
     evaluation: Evaluation = Evaluation()
     episodes: Episodes | None = None
     """Of a few-shot task, and of no other."""
+    detection: Detection | None = None
+    """Of a detection task, and of no other."""
     normalisation: Normalisation = Normalisation()
     paper: dict[str, str] = {}
     """Names this task has in published tables: ``dataset`` (the papers'), ``robustbench``."""
@@ -191,6 +233,23 @@ class Task(Strict):
     def _episodic(self) -> Task:
         if (self.family == "fewshot") != (self.episodes is not None):
             raise ValueError('family = "fewshot" and the table [episodes] go together')
+        return self
+
+    @model_validator(mode="after")
+    def _detecting(self) -> Task:
+        if (self.family == "detection") != (self.detection is not None):
+            raise ValueError('family = "detection" and the table [detection] go together')
+        if (self.train.augment == "ssd") > (self.detection is not None):
+            raise ValueError('train.augment = "ssd" is for detection')
+        if self.detection is None:
+            return self
+        if self.train.augment not in {"ssd", "none"}:
+            raise ValueError("train.augment of detection is ssd or none")
+        names = self.detection.names
+        if len(set(names)) != len(names) or len(names) not in {0, self.data.classes}:
+            raise ValueError(
+                f"detection.names are {self.data.classes} different classes, got {len(set(names))}"
+            )
         return self
 
     @property
@@ -220,6 +279,9 @@ class Task(Strict):
         }
         if self.episodes is not None:
             question["episodes"] = self.episodes.model_dump(mode="json")
+        if self.detection is not None:
+            asked = {"names", "metric", "test"}
+            question["detection"] = self.detection.model_dump(mode="json", include=asked)
         return question
 
     def hash(self, fingerprint: dict[str, str]) -> str:
@@ -262,6 +324,8 @@ class Run(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
+    pretrained: Pretrained | None = None
+    """Weights that the backbone starts from; None: from scratch."""
     smoke: bool = False
 
     def identity(self) -> dict[str, Any]:
@@ -276,8 +340,13 @@ class Run(Strict):
         for field, then in YOUNGER.items():
             if train[field] == then:
                 train.pop(field)
-        if tree["task"]["episodes"] is None:
-            tree["task"].pop("episodes")
+        for optional in ("episodes", "detection"):
+            if tree["task"][optional] is None:
+                tree["task"].pop(optional)
+        if tree["pretrained"] is None:
+            tree.pop("pretrained")
+        else:
+            tree["pretrained"].pop("path")
         return tree
 
     def hash(self) -> str:

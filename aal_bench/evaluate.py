@@ -134,6 +134,11 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
     task = run.task.model_copy(update={"normalisation": normalisation})
     update: dict[str, Any] = {"task": task}
     if described is not None:
+        if task.detection is not None and described.names != task.detection.names:
+            raise UserError(
+                f"{source.checkpoint}: was trained on the classes {_few(described.names)}, the class"
+                f" list is {_few(task.detection.names)}; give its own with --classes"
+            )
         if (described.classes, described.size) != (task.data.classes, task.data.size):
             raise UserError(
                 f"{source.checkpoint}: a model of {described.classes} classes and"
@@ -150,6 +155,10 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
     return run.model_copy(update=update)
 
 
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _defaults(method: str) -> dict[str, Any]:
     options = registry.load(registry.method_row(method).target).Options
     return options().model_dump(mode="json")
@@ -158,7 +167,9 @@ def _defaults(method: str) -> dict[str, Any]:
 def _normalisation(source: Source, run: Run, described: weights.Described | None) -> Normalisation:
     given = None if source.normalise is None else _typed(source.normalise, run)
     if described is None:
-        return given or Normalisation()
+        # A detector's config says how its images are normalised.
+        unsaid = Normalisation() if run.task.detection is None else run.task.normalisation
+        return given or unsaid
     own = parse(Normalisation, described.normalisation, str(source.checkpoint))
     if given is not None and given != own:
         raise UserError(f"{source.checkpoint} says its own normalisation: omit --normalise")
@@ -196,8 +207,12 @@ def _load(run: Run, source: Source) -> Foreign:
     if source.checkpoint is None:
         # Of the weights, not of the name: the builder may load others tomorrow.
         return Foreign(model, weights.checkpoint_block(model))
-    path = source.checkpoint
-    weights.load_into(model, weights.read(path), path, run.model.name)
+    path, state = source.checkpoint, weights.read(source.checkpoint)
+    if run.task.detection is not None:
+        from aal_bench.detection.build import check_classes
+
+        check_classes(state, model, path, run.task.detection.names)
+    weights.load_into(model, state, path, run.model.name)
     return Foreign(model, checkpoint_block(path), described=weights.describe(path) is not None)
 
 

@@ -95,6 +95,10 @@ class Record(Block):
             raise ValueError("status success with a stage that did not succeed")
         if self.metrics and (self.metrics.episodes is None) != (self.task.episodes is None):
             raise ValueError("task.episodes and metrics.episodes go together")
+        if self.metrics and (self.metrics.detection is None) == (self.task.family == "detection"):
+            raise ValueError("family detection and metrics.detection go together")
+        if any((s.n_out is None) != (self.task.family == "detection") for s in self.evaluation):
+            raise ValueError("n_out is absent of a detection's stages, and of no other")
         return self
 
 
@@ -120,7 +124,8 @@ class Result(Record):
     eps: str
     """Derived from ``threat.eps``."""
     clean_acc: str | None = None
-    """Percent, two decimals (derived); absent when not measured."""
+    """Percent, two decimals (derived); absent when not measured, and for detection: a mean average
+    precision is no accuracy."""
     autoattack_acc: str | None = None
     """Percent (derived); present only for full standard AutoAttack on the whole test set, which
     few-shot is every query of every episode."""
@@ -173,7 +178,7 @@ def robustbench_view(record: Record) -> dict[str, Any]:
         "eps": format_fraction(record.threat.eps),
         "unreliable": any(flag.severity == "unreliable" for flag in record.flags),
     }
-    if record.metrics is not None:
+    if record.metrics is not None and record.metrics.detection is None:  # else: no accuracy
         view["clean_acc"] = percent(record.metrics.clean.value)
         if record.metrics.autoattack is not None and whole_autoattack(record):
             view["autoattack_acc"] = percent(record.metrics.autoattack.value)

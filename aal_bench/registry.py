@@ -20,6 +20,7 @@ __all__ = ["Found", "Row", "find", "fits", "load", "method_row", "protocol", "ro
 
 CLASSIFICATION = ("classification",)
 FEWSHOT = ("fewshot",)
+DETECTION = ("detection",)
 IMAGES = (*CLASSIFICATION, *FEWSHOT)
 ANY = ("classification", "detection", "fewshot")
 
@@ -37,10 +38,13 @@ ADAPTERS = {
         "aal_bench.adapters.classification:Classification", CLASSIFICATION, "labelled images"
     ),
     "fewshot": Row("aal_bench.adapters.fewshot:FewShot", FEWSHOT, "episodes of new classes"),
+    "detection": Row(
+        "aal_bench.adapters.detection:ObjectDetection", DETECTION, "objects in images, MMDetection"
+    ),
 }
 
 METHODS = {
-    "standard": Row("aal_bench.methods.standard:Standard", ANY, "cross-entropy on clean images"),
+    "standard": Row("aal_bench.methods.standard:Standard", ANY, "the loss on clean images"),
     "fgsm": Row("aal_bench.methods.fgsm:FGSM", ANY, "one step of eps from x (Goodfellow 2015)"),
     "rs-fgsm": Row(
         "aal_bench.methods.rs_fgsm:RSFGSM", ANY, "random start, step 1.25 eps (Wong 2020)"
@@ -53,6 +57,14 @@ METHODS = {
         "aal_bench.methods.aal:AALFGSM", ANY, "selective attack on the gate's M^a, one step"
     ),
     "aal-pgd": Row("aal_bench.methods.aal:AALPGD", ANY, "selective attack on the gate's M^a, PGD"),
+    "free": Row(
+        "aal_bench.methods.free:Free",
+        DETECTION,
+        "weights and perturbation share passes (Shafahi 2019)",
+    ),
+    "mtd": Row(
+        "aal_bench.methods.mtd:MTD", DETECTION, "the stronger of two tasks' attacks (Zhang 2019)"
+    ),
     "protonet": Row(
         "aal_bench.methods.protonet:ProtoNet", FEWSHOT, "prototypical networks (Snell 2017)"
     ),
@@ -112,13 +124,28 @@ UPDATES = {
 }
 
 ATTACKS = {
-    "clean": Row("aal_bench.attacks.stages:Clean", IMAGES, "no attack, one forward"),
-    "fgsm": Row("aal_bench.attacks.stages:FGSM", IMAGES, "torchattacks FGSM, one step"),
+    "clean": Row("aal_bench.attacks.stages:Clean", ANY, "no attack, one forward"),
+    "fgsm": Row("aal_bench.attacks.stages:FGSM", ANY, "torchattacks FGSM, one step"),
     "pgd-N": Row(
         "aal_bench.attacks.stages:PGD",
-        IMAGES,
+        ANY,
         "torchattacks PGD, N steps of the task's step size, uniform start",
     ),
+    **{
+        f"{attack}{part}{budget}": Row(
+            "aal_bench.attacks.detector:DetectorStage",
+            DETECTION,
+            f"the same on {told}{' at eps N/255' if budget else ''}",
+        )
+        for attack in ("fgsm", "pgd-N")
+        for part, told in {
+            "": "a detector's loss",
+            "-cls": "a detector's loss of classes",
+            "-loc": "a detector's loss of boxes",
+        }.items()
+        for budget in ("", "-eps-N")
+        if part or budget
+    },
     "cw-inf-N": Row("aal_bench.attacks.stages:CWInf", IMAGES, "PGD on the margin loss, N steps"),
     "apgd-ce": Row("aal_bench.attacks.autoattack:APGDCE", IMAGES, "AutoAttack 1/4: APGD on CE"),
     "apgd-t": Row(
@@ -164,6 +191,19 @@ MODELS = {
     ),
 }
 
+MODELS |= {
+    "ssd512-resnet34": Row(
+        "aal_bench.detection.build:detector",
+        DETECTION,
+        "MMDetection SSD-512, ResNet-34, three stages (variant A)",
+    ),
+    "ssd512-resnet34-b": Row(
+        "aal_bench.detection.build:detector",
+        DETECTION,
+        "MMDetection SSD-512, ResNet-34, one map at stride 8 (variant B)",
+    ),
+}
+
 TABLES = {
     "method": METHODS,
     "update": UPDATES,
@@ -198,11 +238,30 @@ PROTOCOLS = {
         ("clean", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square"),
         "few-shot: clean, PGD-20 and AutoAttack on the queries",
     ),
+    "detection": (
+        (
+            "clean",
+            *(
+                f"{attack}{part}{budget}"
+                for budget in ("", "-eps-2")
+                for part in ("", "-cls", "-loc")
+                for attack in ("fgsm", "pgd-10", "pgd-20")
+            ),
+        ),
+        "detection: mAP, clean and under attacks on the whole loss and its parts, two budgets",
+    ),
+    "detection-fast": (
+        ("clean", "fgsm", "pgd-10"),
+        "detection: clean, FGSM and PGD-10 on the whole loss",
+    ),
+    "detection-clean": (("clean",), "detection: clean mAP, as the AAL paper's table"),
     "smoke": (("clean", "fgsm", "pgd-2"), "seconds; proves that the parts run; never ranked"),
 }
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 EPISODIC = ("episodes", "robust-episodes")
-"""Protocols of few-shot tasks: the only ones that may have no attack."""
+"""Protocols of few-shot tasks, one of which has no attack."""
+DETECTING = ("detection", "detection-fast", "detection-clean")
+"""Protocols of detection tasks."""
 _NUMBER = r"[1-9]\d{0,4}"
 _HOLE = re.compile(r"-[NDW](?=-|$)")
 
@@ -327,7 +386,7 @@ def protocol(name: str) -> tuple[str, ...]:
     if "," in name:
         return _listed(name)
     if name == "clean":
-        raise UserError("protocol clean: without an attack only few-shot tasks: episodes")
+        raise UserError("protocol clean: without an attack only episodes and detection-clean")
     if name not in PROTOCOLS:
         if _match(rows("attack"), name) is not None:
             raise UserError(f"'{name}' is one attack; as a protocol, write clean,{name}")

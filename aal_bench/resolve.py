@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aal_bench import registry
 from aal_bench.config import (
     Choice,
     Limits,
+    Pretrained,
     Run,
     Strict,
     Task,
@@ -17,6 +19,7 @@ from aal_bench.config import (
     set_path,
 )
 from aal_bench.errors import UserError, did_you_mean
+from aal_bench.hashing import sha256_file
 from aal_bench.plugins import source_sha256
 
 if TYPE_CHECKING:
@@ -24,7 +27,11 @@ if TYPE_CHECKING:
 
 SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
 """What ``--smoke`` cuts a run down to."""
-TASK_SECTIONS = (*("data", "threat", "attack", "train", "evaluation", "episodes", "normalisation"),)
+SMOKE_DETECTION = {"epochs": 1, "train": 16, "eval": 4, "validation": 4}
+"""The same for detection, whose images are large."""
+TASK_SECTIONS = (
+    *("data", "threat", "attack", "train", "evaluation", "episodes", "detection", "normalisation"),
+)
 
 
 class Request(NamedTuple):
@@ -47,6 +54,10 @@ class Request(NamedTuple):
     precision: str | None = None
     compile: bool = False
     ema: float | None = None
+    classes: str | None = None
+    """Detection: names with commas between, or a file with one on each line."""
+    backbone: str | None = None
+    """Detection: a file of weights that the backbone starts from."""
     smoke: bool = False
     settings: tuple[str, ...] = ()
     """``key=value`` of ``--set``, in order."""
@@ -64,6 +75,7 @@ def resolve(request: Request) -> Run:
     model = request.model or task.model
     if ":" not in model:
         registry.fits(registry.find("model", model).row, model, task.family)
+    small = _smoke(task.family)
     run = {
         "task": task,
         "method": _choice(request.method, method.model_dump(mode="json")),
@@ -71,14 +83,15 @@ def resolve(request: Request) -> Run:
         "model": _choice(model, {}),
         "protocol": _protocol_name(request.protocol or task.protocol, task, request.smoke),
         "limits": Limits(
-            train=_smaller(request.limit_train, SMOKE["train"] if request.smoke else None),
-            eval=_smaller(request.limit_eval, SMOKE["eval"] if request.smoke else None),
+            train=_smaller(request.limit_train, small["train"] if request.smoke else None),
+            eval=_smaller(request.limit_eval, small["eval"] if request.smoke else None),
         ),
         "seed": request.seed,
         "device": device,
         "precision": request.precision or kind.precision or _precision(device),
         "compile": request.compile,
         "ema": request.ema,
+        "pretrained": _pretrained(request, task),
         "smoke": request.smoke,
     }
     return parse(Run, run, "run")
@@ -96,16 +109,22 @@ def _settled(request: Request) -> tuple[Task, Strict, Strict]:
     _assign(tree, "task.train.epochs", request.epochs)
     _assign(tree, "task.train.batch_size", request.batch_size)
     _episodes(tree, request)
+    _classes(tree, request)
     known = {"method": method_options.model_fields, "update": update_options.model_fields}
     for setting in request.settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not key:
             raise UserError(f"--set {setting}: write key=value, as in --set train.lr=0.05")
         set_path(tree, _locate(key, tree, known), parse_value(value))
+    if tree["task"]["detection"] is not None and tree["task"]["detection"]["names"]:
+        tree["task"]["data"]["classes"] = len(tree["task"]["detection"]["names"])
     task = parse(Task, tree["task"], f"task {task.name}")
     if request.smoke:
-        held = min(task.train.validation, SMOKE["validation"])
-        small = {"epochs": SMOKE["epochs"], "validation": held}
+        cut = _smoke(task.family)
+        small = {
+            "epochs": cut["epochs"],
+            "validation": min(task.train.validation, cut["validation"]),
+        }
         task = task.model_copy(update={"train": task.train.model_copy(update=small)})
     return (
         task,
@@ -122,6 +141,42 @@ def _episodes(tree: dict[str, Any], request: Request) -> None:
         raise UserError(f"task {tree['task']['name']} has no episodes: omit {names}")
     for key, value in given.items():
         set_path(tree, f"task.episodes.{key}", value)
+
+
+def _classes(tree: dict[str, Any], request: Request) -> None:
+    """``--classes`` of a detection task."""
+    if request.classes is None:
+        return
+    if tree["task"]["detection"] is None:
+        raise UserError(f"task {tree['task']['name']} has its own classes: omit --classes")
+    path = Path(request.classes)
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except UnicodeDecodeError:
+        raise UserError(f"--classes {path}: not a text file with one name on each line") from None
+    listed = text.splitlines() if path.is_file() else request.classes.split(",")
+    names = [name.strip() for name in listed if name.strip()]
+    if len(names) < 2 or len(set(names)) != len(names):
+        told = "a class occurs twice" if len(names) > 1 else "fewer than two classes"
+        raise UserError(
+            f"--classes {request.classes}: {told}; write a,b,c, or a file with one on each line"
+        )
+    tree["task"]["detection"]["names"] = names
+
+
+def _pretrained(request: Request, task: Task) -> Pretrained | None:
+    if request.backbone is None:
+        return None
+    if task.detection is None:
+        raise UserError("--backbone is for detection")
+    path = Path(request.backbone)
+    if not path.is_file():
+        raise UserError(f"--backbone {path}: no such file")
+    return Pretrained(path=str(path), sha256=sha256_file(path))
+
+
+def _smoke(family: str) -> dict[str, int]:
+    return SMOKE_DETECTION if family == "detection" else SMOKE
 
 
 def _method(name: str, family: str) -> type[Method]:
@@ -156,14 +211,9 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     stages = registry.protocol(name)
     if smoke:
         return "smoke"
-    if task.family != "fewshot" and name in registry.EPISODIC:
-        raise UserError(f"protocol {name} is for few-shot tasks; {task.name} has no episodes")
-    of_images = name in registry.PROTOCOLS and name not in (*registry.EPISODIC, "smoke")
-    if task.family == "fewshot" and of_images:
-        raise UserError(
-            f"protocol {name} is for images; few-shot tasks have {', '.join(registry.EPISODIC)},"
-            " or a list: clean,pgd-20"
-        )
+    _fitting(name, stages, task)
+    if task.family == "detection":
+        return name
     if task.ways < DLR_CLASSES and "apgd-t" in stages:
         if not set(stages) - {"clean", "apgd-t"}:
             raise UserError(
@@ -172,6 +222,33 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
             )
         return f"{name}-no-apgd-t"
     return name
+
+
+def _fitting(name: str, stages: tuple[str, ...], task: Task) -> None:
+    """Refuse a protocol of another family, or a list with an attack of one."""
+    own = {"fewshot": registry.EPISODIC, "detection": registry.DETECTING}
+    others = [family for family in own if name in own[family]]
+    if others and task.family not in others:
+        kind = {"fewshot": "few-shot", "detection": "detection"}[others[0]]
+        raise UserError(f"protocol {name} is for {kind} tasks, which {task.name} is none of")
+    if (
+        task.family in own
+        and name in registry.PROTOCOLS
+        and name
+        not in (
+            *own[task.family],
+            "smoke",
+        )
+    ):
+        example = {"fewshot": "clean,pgd-20", "detection": "clean,pgd-20-cls"}[task.family]
+        raise UserError(
+            f"protocol {name} is for labelled images; {task.name} has"
+            f" {', '.join(own[task.family])}, or a list: {example}"
+        )
+    for stage in stages:
+        families = registry.find("attack", stage).row.families
+        if task.family not in families:
+            raise UserError(f"attack {stage} serves {', '.join(families)}, not {task.family}")
 
 
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:

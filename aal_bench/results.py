@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from aal_bench import __version__, strict_json
 from aal_bench.config import Run, Task, parse
+from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file, sha256_json
-from aal_bench.metrics import METRICS
+from aal_bench.metrics import METRICS, TABLES
 from aal_bench.record import Record, Result, percent, robustbench_view
 from aal_bench.schema import (
     Adversarials,
@@ -35,6 +36,7 @@ from aal_bench.schema import (
 
 __all__ = [
     "METRICS",
+    "TABLES",
     "Record",
     "Result",
     "StageRecord",
@@ -83,7 +85,9 @@ def run_hash(
     )
 
 
-def evidence_file(path: Path, evidence: Evidence, fingerprint: dict[str, str]) -> EvidenceFile:
+def evidence_file(
+    path: Path, evidence: Evidence | DetectionEvidence, fingerprint: dict[str, str]
+) -> EvidenceFile:
     """The `evidence` block of a table saved at `path`, which lies beside the record."""
     return EvidenceFile(
         path=path.name,
@@ -146,7 +150,7 @@ def training_block(
 
 def selection_metric(task: Task) -> str:
     """What ``train.select = "best"`` maximises on the held-out images or validation episodes."""
-    return "val_clean" if task.family == "fewshot" else "val_pgd"
+    return {"fewshot": "val_clean", "detection": "val_map"}.get(task.family, "val_pgd")
 
 
 def build(
@@ -275,6 +279,8 @@ def _architecture(model: str) -> str:
     if model == "wrn28":  # learn2learn's, of width 10
         return "WRN-28-10"
     known = {"resnet": "ResNet", "preactresnet": "PreActResNet", "wrn": "WideResNet", "cnn": "CNN"}
+    if detector := re.fullmatch(r"ssd512-resnet34(-b)?", model):
+        return f"SSD-512 ResNet-34{' B' if detector[1] else ''}"
     match = re.fullmatch(r"(preactresnet|resnet|wrn|cnn)-?([\d-]+)", model)
     return f"{known[match[1]]}-{match[2]}" if match else model
 

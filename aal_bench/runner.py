@@ -16,7 +16,6 @@ from aal_bench.adapters.method import build_method, build_update
 from aal_bench.adversarials import Adversarials
 from aal_bench.config import Run
 from aal_bench.errors import RunFailed, UserError, full_disk
-from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method
 from aal_bench.methods.updates import Plain
 from aal_bench.models import weights
@@ -140,6 +139,7 @@ def train(job: Job, adapter: Any, method: Method, update: Plain, model: nn.Modul
         normalisation=job.run.task.normalisation.model_dump(mode="json"),
         method=job.run.method.name,
         options=job.run.method.options,
+        names=job.run.task.detection.names if job.run.task.detection is not None else (),
     )
     chosen = trained.last
     if trained.best is not None:
@@ -160,12 +160,13 @@ def rebuild(path: Path, adapter: Any, method: Method) -> nn.Module:
     return model
 
 
-def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
+def evaluate(job: Job, adapter: Any, model: nn.Module) -> Any:
     """Run every stage that the evidence lacks; the evidence is saved after every batch."""
     folder, device = job.folder, torch.device(job.run.device)
     model = model.to(device).eval().requires_grad_(False)
     path = folder / "evidence.npz"
-    evidence = Evidence.load(path) if path.exists() else adapter.new_evidence()
+    table = results.TABLES[job.run.task.family]
+    evidence = table.load(path) if path.exists() else adapter.new_evidence()
     adversarials = Adversarials(folder.path, len(evidence))
     for name in stages_of(job.run):
         folder.update(stage=name)
@@ -181,7 +182,7 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Evidence:
         adapter.run_stage(name, model, evidence, fooled, saved)
         # A stage without a survivor to attack has no batch, and its skipped rows are evidence too.
         evidence.save(path)
-        summary.say_stage(name, evidence, folder)
+        summary.say_stage(adapter, name, evidence, folder)
         if name == "clean" and job.foreign is not None and not job.foreign.described:
             adapter.check_clean(evidence)
     folder.update(adversarials=adversarials.merge(evidence))

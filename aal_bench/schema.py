@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from aal_bench.config import Episodes, Family, Strict
+from aal_bench.config import Convention, Episodes, Family, Strict
 from aal_bench.threat import TOLERANCE, ExactFraction
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -278,8 +278,8 @@ class StageRecord(Block):
     """How images were cut into batches: ``survivors-in-index-order``."""
     n_in: Count
     """Images attacked, or queries of all episodes."""
-    n_out: Count
-    """Of these, how many are still correct."""
+    n_out: Count | None = None
+    """Of these, how many are still correct; absent for detection, where no image has a verdict."""
     dtype: str = "float32"
     """Arithmetic of the attack."""
     tf32: bool = False
@@ -305,7 +305,7 @@ class StageRecord(Block):
 
     @model_validator(mode="after")
     def _sound(self) -> StageRecord:
-        if self.n_out > self.n_in:
+        if self.n_out is not None and self.n_out > self.n_in:
             raise ValueError(f"stage {self.attack}: {self.n_out} survive of {self.n_in} attacked")
         if self.status == "success" and max(self.max_violation.norm, self.max_violation.box) > (
             TOLERANCE
@@ -315,16 +315,22 @@ class StageRecord(Block):
             raise ValueError(f"stage {self.attack}: status {self.status} and error disagree")
         return self
 
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(dump(self), "n_out")
+
 
 class Measure(Block):
-    """A share of the evaluated images, or the mean accuracy of the episodes."""
+    """A share of the evaluated images, or a mean over episodes or over the classes detected."""
 
     value: Share
-    """k / n; few-shot: the mean over episodes of an episode's share of queries."""
+    """k / n; few-shot: the mean over episodes of an episode's share of queries; detection: the mean
+    over classes of average precision."""
     n: int = Field(ge=1)
     """Images, or episodes."""
     ci95: tuple[Share, Share]
-    """Wilson interval; few-shot: Student's t interval of the mean, within [0, 1]."""
+    """Wilson interval; few-shot: Student's t interval of the mean, within [0, 1]; detection:
+    percentile bootstrap over images."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Measure:
@@ -345,32 +351,77 @@ class EpisodeMetrics(Block):
     accuracies (n - 1 in the divisor); null for one episode."""
 
 
+class DetectionMetrics(Block):
+    """What one mean average precision leaves out."""
+
+    conventions: list[Convention] = Field(min_length=1)
+    """How the means are taken, the headline first: it is what `Metrics` states."""
+    stages: dict[str, dict[Convention, Measure]]
+    """Stage, ``clean`` among them -> convention -> mean average precision."""
+    classes: dict[str, dict[str, Share | None]]
+    """Stage -> class -> average precision in the headline's convention; null: the class has no
+    object."""
+    objects: dict[str, Count]
+    """Class -> objects that count (neither difficult nor a crowd)."""
+    samples: int = Field(ge=1)
+    """Resamples of the images behind the intervals."""
+    seed: Count
+    """Seed of their draw."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> DetectionMetrics:
+        named = set(self.conventions)
+        if len(named) != len(self.conventions) or any(
+            named != set(s) for s in self.stages.values()
+        ):
+            raise ValueError(f"every stage is measured once in each of {self.conventions}")
+        if self.classes.keys() != self.stages.keys():
+            raise ValueError("stages and classes name different stages")
+        if any(found.keys() != self.objects.keys() for found in self.classes.values()):
+            raise ValueError("classes and objects name different classes")
+        return self
+
+
 class Metrics(Block):
     """What the evidence says; every number is recomputable from it."""
 
     clean: Measure
-    """Accuracy without attack."""
+    """Accuracy without attack; detection: mean average precision, in the headline's convention."""
     robust: Measure | None = None
     """Share correct without attack and under every stage (AND per sample); absent where a few-shot
-    protocol has no attack."""
+    protocol has no attack, and for detection, where no image has a verdict."""
     stages: dict[str, Measure]
-    """Stage -> share correct without attack and under it; AutoAttack's are cumulative."""
+    """Stage -> share correct without attack and under it; AutoAttack's are cumulative. Detection:
+    mean average precision under it."""
     autoattack: Measure | None = None
     """AND of clean and AutoAttack's four, where all four ran."""
     episodes: EpisodeMetrics | None = None
     """Of a few-shot run; absent for any other."""
+    detection: DetectionMetrics | None = None
+    """Of a detection run; absent for any other."""
 
     @model_validator(mode="after")
     def _whole(self) -> Metrics:
+        if self.detection is not None:
+            return self._detecting(self.detection)
         if self.robust is None and (self.episodes is None or self.stages):
             raise ValueError("robust is missing")
         if self.episodes is not None and self.episodes.n != self.clean.n:
             raise ValueError(f"{self.episodes.n} episodes, but clean is over {self.clean.n}")
         return self
 
+    def _detecting(self, detection: DetectionMetrics) -> Metrics:
+        if (self.robust, self.autoattack, self.episodes) != (None, None, None):
+            raise ValueError("detection has no robust, autoattack or episodes: no image stands")
+        headline = detection.conventions[0]
+        found = {stage: means[headline] for stage, means in detection.stages.items()}
+        if found != {"clean": self.clean, **self.stages}:
+            raise ValueError(f"clean and stages are not {headline} of detection.stages")
+        return self
+
     @model_serializer(mode="wrap")
     def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_absent(dump(self), "robust", "episodes")
+        return _without_absent(dump(self), "robust", "episodes", "detection")
 
 
 class EvidenceFile(Block):

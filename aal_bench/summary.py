@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from aal_bench import __version__, results
 from aal_bench.aal.attention import has_gate
 from aal_bench.attacks.parameters import batches
 from aal_bench.config import Normalisation, Run
-from aal_bench.evidence import Evidence
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file
 from aal_bench.metrics import near_chance
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def summarise(
-    job: Job, adapter: Any, method: Method, model: nn.Module, evidence: Evidence
+    job: Job, adapter: Any, method: Method, model: nn.Module, evidence: Any
 ) -> results.Result:
     """Write ``result.json``, the figures and ``report.md``."""
     run, folder = job.run, job.folder
@@ -59,7 +58,7 @@ def summarise(
     return result
 
 
-def stage_record(adapter: Any, name: str, evidence: Evidence, folder: RunFolder) -> StageRecord:
+def stage_record(adapter: Any, name: str, evidence: Any, folder: RunFolder) -> StageRecord:
     """What a stage did, from its evidence and the accounts kept while it ran."""
     stage, run = adapter.stage(name), adapter.run
     spent = folder.record["stages"].get(stage.name, {})
@@ -73,6 +72,8 @@ def stage_record(adapter: Any, name: str, evidence: Evidence, folder: RunFolder)
         "wall_seconds": spent.get("seconds", 0.0),
         "max_violation": MaxViolation(**spent.get("violation", {"norm": 0.0, "box": 0.0})),
     }
+    if run.task.detection is not None:
+        return StageRecord(**common, **_passes(evidence, name))
     if stage.name == "clean":
         correct = int(evidence.clean_correct().sum())
         return StageRecord(**common, n_in=len(evidence), n_out=correct, forwards=1.0, backwards=0.0)
@@ -91,24 +92,40 @@ def stage_record(adapter: Any, name: str, evidence: Evidence, folder: RunFolder)
     )
 
 
+def _passes(evidence: Any, name: str) -> dict[str, Any]:
+    """Images of a detector's stage and their mean passes: none of them stands or falls."""
+    attacked = evidence.column(name, "attacked") | (name == "clean")
+    spent = {way: evidence.column(name, way)[attacked] for way in ("forwards", "backwards")}
+    count = int(attacked.sum())
+    means = {way: float(passes.mean()) if count else 0.0 for way, passes in spent.items()}
+    return {"n_in": count, **means}
+
+
 def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[str, Any]:
     run = job.run
     plain = run.task.normalisation == Normalisation()
+    forward, images = adapter.probe(model)
     block: dict[str, Any] = {
         "name": run.model.name,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "macs": _multiply_accumulates(model, run),
+        "macs": _multiply_accumulates(forward, run),
         "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
-        "loader": "aal_bench.models.build:build" if job.foreign is None else job.foreign.loader,
+        "loader": _loader(run) if job.foreign is None else job.foreign.loader,
         # A few-shot method answers the test episodes too: its name is part of what was attacked.
         "surgery": run.method.identity() if has_gate(model) or run.task.episodes else None,
         "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),
-        "deterministic_forward": _deterministic(model, adapter, run),
+        "deterministic_forward": _deterministic(forward, images),
     }
     return block
 
 
-def _multiply_accumulates(model: nn.Module, run: Run) -> int:
+def _loader(run: Run) -> str:
+    if run.task.detection is not None:
+        return "aal_bench.detection.build:detector"
+    return "aal_bench.models.build:build"
+
+
+def _multiply_accumulates(model: Callable[[Tensor], Tensor], run: Run) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     size = run.task.data.size
@@ -117,21 +134,9 @@ def _multiply_accumulates(model: nn.Module, run: Run) -> int:
     return counter.get_total_flops() // 2
 
 
-def _deterministic(model: nn.Module, adapter: Any, run: Run) -> bool:
-    images = next(
-        iter(
-            adapter.test.batches(
-                torch.arange(min(8, len(adapter.test))),
-                8,
-                augment="none",
-                pad=0,
-                seed=0,
-                device=torch.device(run.device),
-            )
-        )
-    )
+def _deterministic(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     with torch.no_grad():
-        return bool(torch.equal(model(images.x), model(images.x)))
+        return bool(torch.equal(model(images), model(images)))
 
 
 def _training_block(run: Run, record: dict[str, Any]) -> results.Training:
@@ -168,14 +173,17 @@ def _flags(metrics: Mapping[str, Any], run: Run) -> list[Flag]:
     if found is None:
         return []
     measured, bound = found
-    told = "is within twice chance" if run.task.episodes is None else "may be that of guessing"
+    told = "accuracy is within twice chance"
+    if run.task.family != "classification":
+        fewshot = run.task.family == "fewshot"
+        told = "accuracy may be that of guessing" if fewshot else "mAP is below 1 %"
     return [
         Flag(
             code="near-chance",
             severity="warning",
             value=measured,
             threshold=bound,
-            note=f"Clean accuracy {told}: the model has not learnt the task.",
+            note=f"Clean {told}: the model has not learnt the task.",
         )
     ]
 
@@ -205,15 +213,21 @@ def say_trained(training: dict[str, Any], earlier: bool = False) -> None:
     final = training["final"]
     parts = [f"epoch {training['epochs']}/{training['epochs']}", clock(training["seconds"])]
     parts.append(f"loss {final['loss']:.3f}")
-    for key, name in {"val_clean": "val clean", "val_pgd": "val PGD"}.items():
+    told = {"val_clean": "val clean", "val_pgd": "val PGD", "val_map": "val mAP"}
+    for key, name in told.items():
         if key in final:
             parts.append(f"{name} {final[key]:.1%}")
     print("  ".join(["train    ", *parts, *(["(done earlier)"] if earlier else [])]), flush=True)
 
 
-def say_stage(name: str, evidence: Evidence, folder: RunFolder) -> None:
-    """One line when a stage is over: what still stands, and what it cost."""
+def say_stage(adapter: Any, name: str, evidence: Any, folder: RunFolder) -> None:
+    """One line when a stage is over: what still stands or is found, and what it cost."""
     seconds = folder.record["stages"].get(name, {}).get("seconds", 0.0)
+    if evidence.family == "detection":
+        spoken, queries = adapter.told(name, evidence), int(evidence.column(name, "forwards").sum())
+        rate = f"{queries / seconds:,.1f} q/s" if seconds else ""
+        print(f"evaluate   {name:15} {spoken}  {clock(seconds)}  {rate}", flush=True)
+        return
     if name == "clean":
         standing, queries = int(evidence.clean_correct().sum()), len(evidence)
     else:

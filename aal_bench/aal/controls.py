@@ -1,6 +1,6 @@
-"""Masks without attention but of equal budget: the paper's claim is judged against these.
+"""What replaces the mask, or the attack, at an equal budget: the claim is judged against these.
 
-Each takes K (B,1,H,W) in [0, 1] and gives K' of the same shape and range.
+Each mask takes K (B,1,H,W) in [0, 1] and gives K' of the same shape and range.
 """
 
 from __future__ import annotations
@@ -40,13 +40,24 @@ def random_mask(K: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.where(mean <= centre, below, above)
 
 
+def gaussian_noise(x: Tensor, x_adv: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """x + noise N(0, 1), scaled per image to ||x' - x||_2: the size of an attack without its aim.
+
+    The noise is scaled before it is clipped to [0, 1], which takes some of its norm; its Linf norm
+    is larger than eps.
+    """
+    noise = torch.empty_like(x).normal_(generator=generator)
+    wanted, own = ((v.flatten(1).norm(dim=1)) for v in (x_adv - x, noise))
+    return (x + noise * (wanted / own)[:, None, None, None]).clamp(0, 1)
+
+
 def controlled(K: Tensor, control: Control, generator: torch.Generator | None = None) -> Tensor:
-    """K as the option `control` replaces it; ``none`` leaves it.
+    """K as the option `control` replaces it; ``none`` leaves it, and so does ``gaussian_noise``.
 
     Raises:
-        ValueError: ``no_gate``: a network without a gate has no mask to replace.
+        ValueError: ``no_gate`` or ``no_attack``, which have no mask to replace.
     """
-    if control == "none":
+    if control in {"none", "gaussian_noise"}:
         return K
     if control == "const_mask_matched_mean":
         return const_mask_matched_mean(K)
@@ -56,4 +67,4 @@ def controlled(K: Tensor, control: Control, generator: torch.Generator | None = 
         return shuffled_mask(K, generator)
     if control == "random_mask":
         return random_mask(K, generator)
-    raise ValueError("control = 'no_gate' is the wrapped attack on an ungated network: no mask")
+    raise ValueError(f"control = '{control}' has no mask: no gate, or no attack")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from aal_bench.adapters.attack_stage import Fooled, Saved
 from aal_bench.attacks.stages import Stage
@@ -67,6 +67,10 @@ class Adapter(Protocol):
         self, name: str, model: nn.Module, evidence: Evidence, fooled: Fooled, saved: Saved
     ) -> None:
         """Attack what `evidence` still lacks of stage `name`; `saved` after every batch."""
+        ...
+
+    def probe(self, model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """What maps images to the network's raw outputs, and a few test images (B, 3, H, W)."""
         ...
 
     def check_clean(self, evidence: Evidence) -> None:

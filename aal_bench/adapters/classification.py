@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from aal_bench import registry
 from aal_bench.adapters.attack_stage import Fooled, Saved, Victim, run_stage
-from aal_bench.adapters.network import build_network
+from aal_bench.adapters.network import build_network, probe
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
 from aal_bench.attacks.stages import Setting, Stage
 from aal_bench.config import Run, Task
 from aal_bench.data.load import load
 from aal_bench.data.splits import Split
-from aal_bench.data.subset import hold_out
+from aal_bench.data.subset import hold_out, some
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.methods.base import Method, Objective, fp32
@@ -51,9 +51,7 @@ def limited(split: Split, count: int | None) -> Split:
     """
     if count is None or count >= len(split):
         return split
-    keys = np.random.PCG64(np.random.SeedSequence(0)).random_raw(len(split))
-    chosen = np.sort(np.argsort(keys, kind="stable")[:count])
-    return split.subset(torch.from_numpy(chosen))
+    return split.subset(torch.from_numpy(some(len(split), count)))
 
 
 class Classification:
@@ -177,6 +175,10 @@ class Classification:
         device = torch.device(self.run.device)
         victim = Victim(model, self.test, device, self.task.evaluation.batch_size)
         run_stage(self.stage(name), victim, evidence, fooled, saved)
+
+    def probe(self, model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The model, and a few test images."""
+        return probe(model, self.test, self.run.device)
 
     def check_clean(self, evidence: Evidence) -> None:
         """Refuse a foreign checkpoint that does not beat guessing.

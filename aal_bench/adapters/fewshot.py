@@ -15,7 +15,7 @@ from aal_bench.adapters.attack_stage import Fooled, Saved, exact_arithmetic, run
 from aal_bench.adapters.classification import limited, make_stage
 from aal_bench.adapters.episode_victim import EpisodeVictim
 from aal_bench.adapters.method import build_method
-from aal_bench.adapters.network import build_network
+from aal_bench.adapters.network import build_network, probe
 from aal_bench.adapters.throttled import Throttled
 from aal_bench.attacks.stages import Stage
 from aal_bench.config import Episodes, Run
@@ -283,6 +283,10 @@ class FewShot:
         start = first * self.queries
         rows = np.arange(start, start + len(logits) * self.queries)
         evidence.record("clean", rows, pred=logits.argmax(2).flatten().cpu().numpy())
+
+    def probe(self, model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The model, and a few test images."""
+        return probe(model, self.test, self.run.device)
 
     def check_clean(self, evidence: Evidence) -> None:
         """Refuse a foreign checkpoint whose episodes are answered no better than by guessing.

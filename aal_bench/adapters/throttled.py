@@ -10,20 +10,22 @@ from aal_bench.adapters.attack_stage import Saved
 
 EVERY = 5.0
 """Seconds of work that a kill may lose."""
+SHARE = 20
+"""Where saving takes long, a kill may lose so many times its seconds."""
 
 
 class Throttled:
     """A `Saved` that gathers seconds and the worst violation, and passes them on in turn."""
 
     def __init__(self, saved: Saved) -> None:
-        self.saved = saved
+        self.saved, self._took = saved, 0.0
         self._forget()
 
     def __call__(self, seconds: float, violation: dict[str, float]) -> None:
         self._seconds += seconds
         self._worst = {key: max(self._worst[key], violation[key]) for key in self._worst}
         self._waiting = True
-        if time.monotonic() - self._last >= EVERY:
+        if time.monotonic() - self._last >= max(EVERY, SHARE * self._took):
             self.flush()
 
     @contextmanager
@@ -36,7 +38,9 @@ class Throttled:
     def flush(self) -> None:
         """Pass on what has gathered."""
         if self._waiting:
+            began = time.monotonic()
             self.saved(self._seconds, self._worst)
+            self._took = time.monotonic() - began
             self._forget()
 
     def _forget(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from aal_bench.config import Task
 from aal_bench.threat import format_fraction
@@ -20,6 +20,8 @@ PARTITION = {False: "clean-correct-in-index-order", True: "survivors-in-index-or
 """How images are cut into batches, by whether the stage is `sequential`."""
 EPISODE_PARTITION = {False: "clean-correct-of-one-episode", True: "survivors-of-one-episode"}
 """The same for few-shot: every episode has a classifier of its own, so it is a batch."""
+DETECTION_PARTITION = "all-in-index-order"
+"""A detector's stages attack every image: none counts as correct or not."""
 DLR_CLASSES = 4
 """The targeted DLR loss divides by a difference of sorted logits that needs four of them."""
 
@@ -86,6 +88,8 @@ def parameters(
 
 def batches(task: Task, sequential: bool) -> dict[str, Any]:
     """``{batch_size, partition}`` of a stage: how the images of a task, or its queries, are cut."""
+    if task.detection is not None:
+        return {"batch_size": task.evaluation.batch_size, "partition": DETECTION_PARTITION}
     if task.episodes is None:
         return {"batch_size": task.evaluation.batch_size, "partition": PARTITION[sequential]}
     queries = task.episodes.ways * task.episodes.queries
@@ -122,6 +126,53 @@ def budget(stage: str, params: Mapping[str, Any]) -> Budget | None:
     except KeyError:
         return None
     return None if forwards is None else Budget(forwards + 1, backwards)
+
+
+class DetectorAttack(NamedTuple):
+    """A detector's stage, as its name says: ``pgd-10-cls-eps-2``."""
+
+    steps: int
+    """0: ``clean``; 1 without a start: ``fgsm``."""
+    random_start: bool
+    part: Literal["total", "cls", "loc"]
+    """The loss that is maximised: all of it, the classes' or the boxes'."""
+    eps: Fraction
+    alpha: Fraction
+    """Step size: eps for FGSM; else the task's step, in proportion where eps is not the task's."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the stage records; eps and step as exact fractions."""
+        if not self.steps:
+            return {}
+        told = {"eps": format_fraction(self.eps), "loss": self.part}
+        if not self.random_start:
+            return {**told, "steps": 1, "random_start": False}
+        alpha = format_fraction(self.alpha)
+        return {**told, "alpha": alpha, "steps": self.steps, "random_start": True, "restarts": 1}
+
+
+def detector_attack(stage: str, eps: Fraction, step: Fraction) -> DetectorAttack | None:
+    """Read a detector's stage from its name; None where it is none.
+
+    Args:
+        stage: ``clean``, or ``fgsm`` or ``pgd-N``, then ``-cls`` or ``-loc``, then ``-eps-K`` for
+            another budget of K/255.
+        eps: the task's budget.
+        step: the task's step size.
+    """
+    found = re.fullmatch(
+        r"(?:(clean)|(fgsm|pgd-([1-9]\d{0,4}))(?:-(cls|loc))?(?:-eps-([1-9]\d{0,2}))?)", stage
+    )
+    if found is None:
+        return None
+    clean, attack, steps, part, budget = found.groups()
+    if clean:
+        return DetectorAttack(0, False, "total", eps, step)
+    own = eps if budget is None else Fraction(int(budget), 255)
+    if attack == "fgsm":
+        return DetectorAttack(1, False, part or "total", own, own)
+    return DetectorAttack(int(steps), True, part or "total", own, step * own / eps)
 
 
 class _Counts:

@@ -77,3 +77,14 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
         )
     held = balanced(labels, count, seed)
     return np.setdiff1d(everything, held, assume_unique=True), held
+
+
+def some(total: int, count: int | None) -> np.ndarray:
+    """Ascending positions of `count` (None: all) of `total` images, from everywhere among them.
+
+    The choice is the same on every machine, and a smaller one lies within a larger one.
+    """
+    if count is None or count >= total:
+        return np.arange(total)
+    keys = np.random.PCG64(np.random.SeedSequence(0)).random_raw(total)
+    return np.sort(np.argsort(keys, kind="stable")[:count])

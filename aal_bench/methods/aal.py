@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from aal_bench.aal.attention import gate_of, insert_gate
+from aal_bench.aal.controls import gaussian_noise
 from aal_bench.aal.iterated import selective_pgd, selective_pgd_refreshed
 from aal_bench.aal.options import Selective
 from aal_bench.aal.selective import (
@@ -36,6 +37,8 @@ class AAL(Method):
     base: ClassVar[type[Method]]
     without_gate: ClassVar[set[str]] = {"control", "clean_weight", "craft_bn"}
     """The options that act under ``control = no_gate``."""
+    without_attack: ClassVar[set[str]] = {"control", "gate"}
+    """The options that act under ``control = no_attack``."""
 
     def __init__(self, options: Selective, threat: Threat) -> None:
         self.wrapped = self.base(self.base.Options(), threat)
@@ -55,11 +58,12 @@ class AAL(Method):
             "pgd_refresh": from_clean_gradient and self.options.pgd_refresh,
             "fgsm_step": not one_step and self.options.fgsm_step != "eps",
         }
-        if self.options.control == "no_gate":
+        acting = {"no_gate": self.without_gate, "no_attack": self.without_attack}
+        if self.options.control in acting:
             idle |= {
                 name: self._changed(name)
                 for name in type(self.options).model_fields
-                if name not in self.without_gate
+                if name not in acting[self.options.control]
             }
         idle |= self._idle()
         names = [name for name, is_idle in idle.items() if is_idle]
@@ -88,14 +92,22 @@ class AAL(Method):
         if self.options.gate.position not in sites:
             raise UserError(
                 "this model says no place for an attention gate: choose one of"
-                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4, resnet12, wrn28"
+                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4, resnet12, wrn28, ssd512-resnet34"
             )
         site = sites[self.options.gate.position]
         return insert_gate(model, site, self.options.gate, getattr(model, "gate_channels", None))
 
     def attack(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
+        if self.options.control == "no_attack":
+            return batch.x
         if self.options.control == "no_gate":
             return self.wrapped.attack(model, batch, objective)
+        x_adv = self._selective(model, batch, objective)
+        if self.options.control == "gaussian_noise":
+            return gaussian_noise(batch.x, x_adv.detach())
+        return x_adv
+
+    def _selective(self, model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         with attacking(model, self.craft_bn, weight_graph=not self.options.detach_mask):
             plan = self.wrapped.plan(model, batch, objective)
             one_step = plan.start is batch.x and plan.steps == 1

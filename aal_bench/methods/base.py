@@ -129,6 +129,11 @@ class Method:
         """Take the trained network of `teacher`, in eval mode and without gradients."""
 
     @property
+    def replays(self) -> int:
+        """Updates made on each batch; ``after_replay`` is called after every one."""
+        return 1
+
+    @property
     def keeps_graph(self) -> bool:
         """Whether x_adv comes with a graph to the weights, which one backward pass uses up."""
         return False
@@ -164,6 +169,9 @@ class Method:
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, objective: Objective) -> Tensor:
         """The scalar that the weights descend; pure and re-callable. Default: CE on x_adv."""
         return objective(x_adv, batch.targets)
+
+    def after_replay(self, batch: Batch) -> None:
+        """Use what the update's backward pass left; default: nothing."""
 
     def after_step(self, batch: Batch, x_adv: Tensor) -> None:
         """Store perturbations or budgets; default: nothing."""

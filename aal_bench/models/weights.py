@@ -42,13 +42,16 @@ class Described(NamedTuple):
     normalisation: dict[str, Any]
     method: str
     options: dict[str, Any]
+    names: tuple[str, ...] = ()
+    """Class names of a detector, in order."""
 
 
 def save(path: Path, weights: dict[str, Tensor], described: Described) -> None:
     """Write weights with the description from which `evaluate` and `verify` rebuild the model."""
     from safetensors.torch import save as serialise
 
-    metadata = {METADATA: json.dumps(described._asdict(), sort_keys=True)}
+    told = {key: value for key, value in described._asdict().items() if key != "names" or value}
+    metadata = {METADATA: json.dumps(told, sort_keys=True)}
     with replacing(path) as handle:
         handle.write(serialise(weights, metadata=metadata))
 
@@ -69,7 +72,8 @@ def describe(path: Path) -> Described | None:
     if text is None:
         return None
     try:
-        return Described(**json.loads(text))
+        told = json.loads(text)
+        return Described(**{**told, "names": tuple(told.get("names", ()))})
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path}: describes itself in a way that this version does not know ({error})"

@@ -12,9 +12,10 @@ stay as they are.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +23,8 @@ from aal_bench.toolkits import mmcv_ops
 from aal_bench.toolkits._quiet import import_quietly
 
 # Python warns of escape sequences in mmdet's sources when it first compiles them; mmdet uses an old
-# name of mmcv's; and clr_head logs that it lacks a CUDA operator of its own.
+# name of mmcv's; clr_head logs that it lacks a CUDA operator of its own; and the data sets print that
+# those of the fork's company are not there.
 NOTICES = (
     "invalid escape sequence",
     "``MultiScaleDeformableAttention`` has been moved",
@@ -75,7 +77,7 @@ _ONE_LEVEL_HEAD: dict[str, Any] = {
 def _registry() -> Any:
     """``mmdet.registry.MODELS`` with mmdet's models in it."""
     mmcv_ops.repair()
-    with _without_lane_notice():
+    with without_notices():
         import_quietly("mmdet.models", *NOTICES)
     return importlib.import_module("mmdet.registry").MODELS
 
@@ -103,7 +105,8 @@ def _fails_for_lack_of_it(head: Any) -> bool:
 
 
 @contextmanager
-def _without_lane_notice() -> Iterator[None]:
+def without_notices() -> Iterator[None]:
+    """Without what mmdet logs and prints while it is imported, which no user can mend."""
     from mmengine.logging import MMLogger
 
     def keep(record: logging.LogRecord) -> bool:
@@ -112,6 +115,7 @@ def _without_lane_notice() -> Iterator[None]:
     logger = MMLogger.get_current_instance()
     logger.addFilter(keep)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.removeFilter(keep)

@@ -14,17 +14,19 @@ def headline(row: dict[str, Any], epochs: int) -> str:
         text += f"  val clean {row['val_clean']:.1%}"
     if "val_pgd" in row:
         text += f"  val PGD {row['val_pgd']:.1%}"
+    if "val_map" in row:
+        text += f"  val mAP {row['val_map']:.1%}"
     return text
 
 
 def selected_by(row: dict[str, Any]) -> str:
-    """What a validated epoch is judged by: PGD accuracy, or clean where no attack was made."""
-    return "val_pgd" if "val_pgd" in row else "val_clean"
+    """What a validated epoch is judged by: mAP, else PGD accuracy, or clean without an attack."""
+    return next(name for name in ("val_map", "val_pgd", "val_clean") if name in row)
 
 
 def best_epoch(rows: list[dict[str, Any]]) -> int | None:
     """The first epoch of highest held-out accuracy; None without a held-out part."""
-    validated = [row for row in rows if "val_clean" in row]
+    validated = [row for row in rows if "val_clean" in row or "val_map" in row]
     return max(validated, key=lambda row: row[selected_by(row)])["epoch"] if validated else None
 
 

@@ -136,8 +136,8 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
     if described is not None:
         if task.detection is not None and described.names != task.detection.names:
             raise UserError(
-                f"{source.checkpoint}: was trained on the classes {_few(described.names)}, the class"
-                f" list is {_few(task.detection.names)}; give its own with --classes"
+                f"{source.checkpoint}: was trained on the classes {_few(described.names)}, the"
+                f" class list is {_few(task.detection.names)}; give its own with --classes"
             )
         if (described.classes, described.size) != (task.data.classes, task.data.size):
             raise UserError(

@@ -41,7 +41,7 @@ def random_mask(K: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def gaussian_noise(x: Tensor, x_adv: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """x + noise N(0, 1), scaled per image to ||x' - x||_2: the size of an attack without its aim.
+    """Return x + noise N(0, 1), scaled per image to ||x' - x||_2: an attack's size, no aim.
 
     The noise is scaled before it is clipped to [0, 1], which takes some of its norm; its Linf norm
     is larger than eps.

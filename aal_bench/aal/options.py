@@ -133,8 +133,8 @@ class Selective(Strict):
     control: Control = Field(
         default="none",
         description="What replaces the mask: the paper's claim is only interesting against these. "
-        "gaussian_noise: noise of the selective perturbation's own L2 norm in its place; no_attack: the "
-        "gate alone, trained on clean images; no_gate: the wrapped method on the network without a gate",
+        "gaussian_noise: noise of the perturbation's own L2 norm in its place; no_attack: the gate "
+        "alone, trained on clean images; no_gate: the wrapped method on the network without a gate",
     )
 
     @model_validator(mode="after")

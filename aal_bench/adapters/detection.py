@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from aal_bench.adapters.attack_stage import Fooled, Saved
@@ -21,8 +20,8 @@ from aal_bench.detection.adversarial import Adversarial
 from aal_bench.detection.build import raw_outputs
 from aal_bench.detection.fingerprint import fingerprint
 from aal_bench.detection.layouts import find
-from aal_bench.detection.objects import coco_objects_of, objects_of
 from aal_bench.detection.objective import DetectionObjective
+from aal_bench.detection.objects import coco_objects_of, objects_of
 from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.detection_metrics import means
 from aal_bench.errors import UserError

@@ -13,9 +13,9 @@ from aal_bench.adapters.attack_stage import FAILURES, exact_arithmetic
 from aal_bench.adapters.throttled import Throttled
 from aal_bench.attacks.detector import DetectorStage
 from aal_bench.attacks.linf import attacking
+from aal_bench.boxes import Detections
 from aal_bench.detection.objective import Targets, targets_of
 from aal_bench.detection.toolkit_metric import toolkit_means
-from aal_bench.boxes import Detections
 from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.detection_metrics import means
 from aal_bench.errors import RunFailed

@@ -166,13 +166,14 @@ def detector_attack(stage: str, eps: Fraction, step: Fraction) -> DetectorAttack
     )
     if found is None:
         return None
-    clean, attack, steps, part, budget = found.groups()
+    clean, attack, steps, said, budget = found.groups()
+    part: Any = said or "total"
     if clean:
         return DetectorAttack(0, False, "total", eps, step)
     own = eps if budget is None else Fraction(int(budget), 255)
     if attack == "fgsm":
-        return DetectorAttack(1, False, part or "total", own, own)
-    return DetectorAttack(int(steps), True, part or "total", own, step * own / eps)
+        return DetectorAttack(1, False, part, own, own)
+    return DetectorAttack(int(steps), True, part, own, step * own / eps)
 
 
 class _Counts:

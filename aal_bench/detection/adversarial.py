@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -56,7 +55,7 @@ class Adversarial:
             return DetectionObjective(detector, autocast=nullcontext)
         return DetectionObjective(detector, autocast=lambda: torch.autocast(kind, torch.bfloat16))
 
-    def loss(self, detector: Any, inputs: Tensor, samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(self, detector: Any, inputs: Tensor, samples: list[Any]) -> dict[str, Tensor]:
         """The losses of a preprocessed batch, under attack where the method attacks.
 
         ``after_step`` of the method is called before the optimiser's step: the batch is over here.
@@ -80,7 +79,7 @@ class Adversarial:
         return {"loss_total": loss, **self._log(objective)}
 
     def step(
-        self, detector: Any, inputs: Tensor, samples: Sequence[Any], optimizer: Any
+        self, detector: Any, inputs: Tensor, samples: list[Any], optimizer: Any
     ) -> dict[str, Tensor]:
         """One whole training step, optimiser included (an MMEngine ``OptimWrapper``)."""
         objective = self.objective(detector)
@@ -109,7 +108,7 @@ class Adversarial:
         return type(name).__name__
 
     def _attacked(
-        self, detector: Any, objective: DetectionObjective, inputs: Tensor, samples: Sequence[Any]
+        self, detector: Any, objective: DetectionObjective, inputs: Tensor, samples: list[Any]
     ) -> tuple[Batch, Tensor]:
         batch = self._batch(objective.space, inputs, targets_of(samples, inputs))
         self.method.before_step(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from mmdet.models.detectors import SingleStageDetector
@@ -22,8 +21,7 @@ class AttackedSingleStageDetector(SingleStageDetector):
     MMDetection's own.
 
     Args:
-        attack: ``method``, ``options``, ``update``, ``update_options``, ``eps``, ``step``, ``steps``
-            and ``bf16`` (see `armed`); None: none.
+        attack: ``method``, ``eps``, ``step`` and what else `armed` takes; None: none.
         **config: of ``SingleStageDetector``.
     """
 
@@ -50,7 +48,7 @@ class AttackedSingleStageDetector(SingleStageDetector):
         if not self.is_init:
             super().init_weights()
 
-    def loss(self, batch_inputs: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Any]:
+    def loss(self, batch_inputs: Tensor, batch_data_samples: list[Any]) -> dict[str, Any]:
         """Losses of a batch, under attack while training with a method."""
         if self.adversarial is None or not self.training:
             return super().loss(batch_inputs, batch_data_samples)  # pyright: ignore

@@ -31,9 +31,10 @@ def plain(model: str, config: str) -> Any:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
         raise UserError(f"no MMDetection config {path.name} in {folder.name}/; there are {known}")
-    from aal_bench.detection import register
     from mmengine.config import Config
     from mmengine.registry import DefaultScope, init_default_scope
+
+    from aal_bench.detection import register
 
     assert register
     # MMDetection's parts name each other without saying whose they are.
@@ -189,10 +190,10 @@ def _data(
     config.test_evaluator = evaluator(detection, test[0])
 
 
-def tested(dataset: dict[str, Any], pipeline: Any, workers: int, batch: int = 8) -> dict[str, Any]:
+def tested(dataset: dict[str, Any], pipeline: Any, workers: int) -> dict[str, Any]:
     """The loader of a data set that is only tested on."""
     return {
-        "batch_size": batch,
+        "batch_size": 8,
         "num_workers": workers,
         "persistent_workers": False,
         "drop_last": False,

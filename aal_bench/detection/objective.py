@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +18,13 @@ Part = Literal["total", "cls", "loc"]
 class Targets(NamedTuple):
     """What a batch's loss is taken against."""
 
-    samples: Sequence[Any]
+    samples: list[Any]
     """B ``DetDataSample`` with ground truth in the coordinates of the images fed."""
     inside: Tensor | None
     """(B, 1, H, W), False on padded borders; None: no padding."""
 
 
-def targets_of(samples: Sequence[Any], inputs: Tensor) -> Targets:
+def targets_of(samples: list[Any], inputs: Tensor) -> Targets:
     """The targets of a preprocessed batch."""
     return Targets(samples, inside_of(samples, inputs.shape, inputs.device))
 
@@ -66,7 +66,7 @@ class DetectionObjective:
         each = self._of_images(outputs, targets)
         return each if reduction == "none" else each.sum()
 
-    def losses(self, inputs: Tensor, samples: Sequence[Any]) -> dict[str, Any]:
+    def losses(self, inputs: Tensor, samples: list[Any]) -> dict[str, Any]:
         """MMDetection's losses of normalised `inputs`, in which nothing is attacked."""
         truth, ignored, metas = unpack_gt_instances(samples)
         return self.detector.bbox_head.loss_by_feat(*self._outputs(inputs), truth, metas, ignored)

@@ -77,20 +77,12 @@ def _coco(
 
 def _by_image(evidence: DetectionEvidence, stage: str) -> list[Detections]:
     image, flat = evidence.detections(stage)
-    cuts = np.searchsorted(image, np.arange(len(evidence) + 1))
-    return [
-        Detections(*(column[first:last] for column in flat))
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    return [flat.at(image == row) for row in range(len(evidence))]
 
 
 def _objects_by_image(evidence: DetectionEvidence) -> list[Objects]:
-    image = evidence.objects.image
-    cuts = np.searchsorted(image, np.arange(len(evidence) + 1))
-    return [
-        Objects(*(column[first:last] for column in evidence.objects))
-        for first, last in zip(cuts[:-1], cuts[1:], strict=True)
-    ]
+    objects = evidence.objects
+    return [objects.at(objects.image == row) for row in range(len(evidence))]
 
 
 def _tensors(found: Detections) -> dict[str, Any]:

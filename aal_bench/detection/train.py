@@ -174,9 +174,7 @@ class Keeper(Hook):
         self.progress.advance(0, record.headline(row, self.options.epochs))
 
 
-def train(
-    run: Run, config: Any, detector: nn.Module, adversarial: Adversarial, folder: Path
-) -> Trained:
+def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder: Path) -> Trained:
     """Train `detector` as `config` says, or continue from the folder's last epoch.
 
     Args:
@@ -189,7 +187,7 @@ def train(
     Raises:
         RunFailed: loss or weights became NaN or infinite.
     """
-    detector.adversarial = adversarial  # pyright: ignore[reportAttributeAccessIssue]
+    detector.adversarial = adversarial
     config.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
     loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
     images = len(loader.dataset)  # pyright: ignore[reportArgumentType]
@@ -198,7 +196,7 @@ def train(
         loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
     mmconfig.warm_up(config, run.task.train, len(loader))
     config.resume = any(Path(config.work_dir).glob("epoch_*.pth"))
-    detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    detector.to(memory_format=torch.channels_last)
     steps = len(loader) * run.task.train.epochs
     with track("train", steps) as progress:
         keeper = Keeper(run, folder, progress)

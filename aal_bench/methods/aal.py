@@ -92,7 +92,8 @@ class AAL(Method):
         if self.options.gate.position not in sites:
             raise UserError(
                 "this model says no place for an attention gate: choose one of"
-                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4, resnet12, wrn28, ssd512-resnet34"
+                " resnet18, preactresnet18, wrn-D-W, resnet50, cnn4, resnet12, wrn28,"
+                " ssd512-resnet34"
             )
         site = sites[self.options.gate.position]
         return insert_gate(model, site, self.options.gate, getattr(model, "gate_channels", None))

@@ -28,8 +28,8 @@ class MTDOptions(Options):
 class MTD(Method):
     """x' = the stronger, by the total loss, of one step along L_cls and one along L_loc.
 
-    The gradients of the two tasks disagree, and a step along their sum serves neither. Cost with the
-    default weight: 5 forwards (one gives both gradients) and 4 backwards.
+    The gradients of the two tasks disagree, and a step along their sum serves neither. Cost with
+    the default weight: 5 forwards (one gives both gradients) and 4 backwards.
     """
 
     Options = MTDOptions

@@ -23,8 +23,8 @@ from aal_bench.toolkits import mmcv_ops
 from aal_bench.toolkits._quiet import import_quietly
 
 # Python warns of escape sequences in mmdet's sources when it first compiles them; mmdet uses an old
-# name of mmcv's; clr_head logs that it lacks a CUDA operator of its own; and the data sets print that
-# those of the fork's company are not there.
+# name of mmcv's; clr_head logs that it lacks a CUDA operator of its own; and the data sets print
+# that those of the fork's company are not there.
 NOTICES = (
     "invalid escape sequence",
     "``MultiScaleDeformableAttention`` has been moved",

@@ -163,11 +163,14 @@ def run(task: str, data_dir: Path | None, out: Path | None, resume: bool, **opti
     TASK is a name from `aal-bench list tasks` or a TOML file of your own.
     """
     with _terminable():
-        from aal_bench import runner
+        from aal_bench import environment, runner
         from aal_bench.resolve import Request
 
-        command = ["aal-bench", *sys.argv[1:]]
-        runner.run(Request(task=task, **options), out, data_dir, resume, command)
+        request = Request(task=task, **options)
+        if environment.rank():
+            runner.follow(request, out, data_dir)
+        else:
+            runner.run(request, out, data_dir, resume, ["aal-bench", *sys.argv[1:]])
 
 
 @main.command()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from aal_bench.config import Task
 from aal_bench.leaderboard import robustbench
+from aal_bench.leaderboard.conventions import CONVENTIONS
 from aal_bench.leaderboard.reported import Claim, claims
 from aal_bench.leaderboard.robustbench import Neighbours
 from aal_bench.record import Result
@@ -15,6 +16,8 @@ from aal_bench.schema import Measure
 
 NONE = "-"
 """What stands where there is no number."""
+PARTS = {"cls": "on the classes' loss", "loc": "on the boxes' loss"}
+"""Part of a detector's loss that an attack maximises -> how a label says so."""
 
 
 class Line(NamedTuple):
@@ -23,7 +26,7 @@ class Line(NamedTuple):
     stage: str
     """``clean``, a stage's name, ``autoattack`` or ``robust``."""
     label: str
-    """The stage, and its eps."""
+    """The stage, its eps, and which part of a detector's loss it maximises."""
     measure: Measure
     paper: float | None
     """The claim in [0, 1]; None: no claim."""
@@ -43,6 +46,11 @@ def marks(result: Result) -> list[str]:
 def is_fewshot(result: Result) -> bool:
     """Whether its units are episodes."""
     return result.task.episodes is not None
+
+
+def is_detection(result: Result) -> bool:
+    """Whether its numbers are mean average precisions."""
+    return result.task.family == "detection"
 
 
 def title(result: Result) -> str:
@@ -99,7 +107,8 @@ def captions(result: Result, task: Task) -> list[str]:
         return [f"{result.status}: {result.error.stage}: {result.error.message}"]
     relevant = relevant_claims(result, task)
     star = "* " if other_backbone(relevant) else ""
-    rows = [f"{star}paper: {claim}" for claim in relevant]
+    rows = _precision(result)
+    rows += [f"{star}paper: {claim}" for claim in relevant]
     near = neighbours(result, task)
     if near.rows:
         row = near.rows[0]
@@ -111,6 +120,16 @@ def captions(result: Result, task: Task) -> list[str]:
         if digest in task.data.fingerprints:
             rows.append(f"pixels {digest[:8]}: {task.data.fingerprints[digest]}")
     return rows
+
+
+def _precision(result: Result) -> list[str]:
+    """What a mean average precision and its interval are."""
+    found = result.metrics.detection if result.metrics else None
+    if found is None:
+        return []
+    headline = found.conventions[0]
+    draws = f"{found.samples:,} draws of the images (bootstrap, seed {found.seed})"
+    return [f"mAP: {headline}, {CONVENTIONS[headline]}", f"interval: 95 % of {draws}"]
 
 
 def relevant_claims(result: Result, task: Task) -> list[Claim]:
@@ -148,8 +167,9 @@ def _measured(result: Result) -> list[tuple[str, str, Measure]]:
     for stage, measure in metrics.stages.items():
         if metrics.autoattack is not None and stage in AUTOATTACK:
             continue
-        eps = records[stage].params.get("eps", "") if stage in records else ""
-        found.append((stage, f"{stage}  {eps}".rstrip(), measure))
+        params = records[stage].params if stage in records else {}
+        told = [params.get("eps", ""), PARTS.get(params.get("loss", ""), "")]
+        found.append((stage, f"{stage}  {' '.join(map(str, told))}".rstrip(), measure))
     if metrics.autoattack is not None:
         found.append(("autoattack", "autoattack", metrics.autoattack))
     if len(found) > 2 and metrics.robust is not None:

@@ -12,10 +12,12 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from aal_bench import report_detection
 from aal_bench.comparison import (
     NONE,
     Line,
     captions,
+    is_detection,
     is_fewshot,
     lines,
     marks,
@@ -35,8 +37,6 @@ from aal_bench.schema import Flag, StageRecord
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("", "accuracy", "95 % interval", "paper", "reference")
-
 
 def table(result: Result, task: Task) -> Table:
     """The result table for a terminal; a run without metrics has no rows and says why."""
@@ -48,7 +48,7 @@ def table(result: Result, task: Task) -> Table:
     out.title = Text(title(result), style="bold")
     out.caption = Text("\n".join(captions(result, task)))
     out.caption_justify = "left"
-    for name in COLUMNS:
+    for name in ("", _number(result), "95 % interval", "paper", "reference"):
         out.add_column(name, justify="left" if not name else "right", no_wrap=True)
     star = "*" if other_backbone(relevant_claims(result, task)) else ""
     for line in lines(result, task):
@@ -75,6 +75,8 @@ def markdown(result: Result, task: Task, figures: Sequence[str] = ()) -> str:
         f"# {title(result)}",
         _banner(result),
         _results(result, task),
+        report_detection.conventions(result),
+        report_detection.classes(result),
         _claims(result, task),
         _robustbench(result, task),
         _flags(result.flags),
@@ -126,13 +128,18 @@ def _results(result: Result, task: Task) -> str:
             )
         )
     units = ("sd over episodes", "episodes") if is_fewshot(result) else ("images",)
-    head = ("stage", "accuracy", "95 % interval", *units, "paper", "difference", "reference")
+    head = ("stage", _number(result), "95 % interval", *units, "paper", "difference", "reference")
     body = grid(head, rows) if rows else "Nothing was measured."
     notes = "\n".join(
         f"- {star} {caption[2:]}" if caption.startswith("* ") else f"- {caption}"
         for caption in captions(result, task)
     )
     return f"## Result\n\n{body}\n\n{notes}"
+
+
+def _number(result: Result) -> str:
+    """What the numbers are: the heading of their column."""
+    return "mAP" if is_detection(result) else "accuracy"
 
 
 def _spread(result: Result, line: Line) -> list[str]:
@@ -204,16 +211,19 @@ def _protocol(result: Result) -> str:
             f"{stage.seed}",
             f"{stage.batch_size}, {stage.partition}",
             _arithmetic(stage),
-            f"{stage.n_in} → {stage.n_out}",
+            f"{stage.n_in}" + ("" if stage.n_out is None else f" → {stage.n_out}"),
             f"{max(stage.max_violation.norm, stage.max_violation.box):.1e}",
         )
         for stage in result.evaluation
     ]
-    head = ("stage", "code", "parameters", "seed", "batches", "arithmetic", "standing", "excess")
     if not rows:
         return ""
+    counted = "images" if is_detection(result) else "standing"
+    head = ("stage", "code", "parameters", "seed", "batches", "arithmetic", counted, "excess")
     samples = "queries" if is_fewshot(result) else "images"
     note = f"Standing: {samples} attacked → still correct."
+    if is_detection(result):
+        note = "Images: those attacked; one without an object has no loss, and stays as it is."
     if (asked := result.task.episodes) is not None:
         told = ", ".join(f"{key} {_cell(value)}" for key, value in asked.model_dump().items())
         note = f"Episodes: {told}.\n\n{note}"

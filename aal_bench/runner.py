@@ -43,6 +43,24 @@ def run(
     return execute(Job(resolved, RunFolder(path), command or sys.argv, data_dir, resume))
 
 
+def follow(request: Request, out: Path | None = None, data_dir: Path | None = None) -> None:
+    """Train beside the process that keeps the record: what a launcher's other processes do.
+
+    They write nothing, and are done when training is.
+    """
+    resolved = resolve(request)
+    name = resolved.method.identity()["name"]
+    path = out or paths.run_folder(resolved.task.id, name, resolved.hash(), resolved.seed)
+    if (path / "model.safetensors").exists():
+        return
+    from accelerate.utils import set_seed
+
+    adapter = load_adapter(resolved, data_dir)
+    set_seed(resolved.seed)
+    method, update = build_method(resolved), build_update(resolved)
+    adapter.fit(method, update, method.build(adapter.build()), path)
+
+
 def execute(job: Job) -> results.Result:
     """Run a job to its end, or print what a finished one left."""
     checkpoint = None if job.foreign is None else job.foreign.sha256

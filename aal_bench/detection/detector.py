@@ -29,6 +29,7 @@ class AttackedSingleStageDetector(SingleStageDetector):
         super().__init__(**config)
         self.adversarial: Adversarial | None = None
         if attack is not None:
+            self.init_weights()  # before the surgery, as everywhere else: the same draws
             self.adversarial = armed(self, **attack)
 
     @property

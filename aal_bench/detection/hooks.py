@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from aal_bench.data.augment import mixed_seed
+from aal_bench.detection.wrapped import bare
 from aal_bench.errors import RunFailed
 
 CHECK_EVERY = 20
@@ -90,11 +91,6 @@ class Resumable(Hook):
         method = _method(runner)
         if method is not None and "aal_bench" in checkpoint:
             method.load_state_dict(checkpoint["aal_bench"])
-
-
-def bare(model: Any) -> Any:
-    """The detector inside whatever wraps it."""
-    return model.module if hasattr(model, "module") else model
 
 
 def _method(runner: Any) -> Any:

@@ -92,6 +92,7 @@ def resolved(
     _schedule(config, run.task.train, detection)
     config.work_dir = str(work_dir)
     config.device = run.device
+    config.custom_hooks.append({"type": "Resumable"})
     config.randomness = {"seed": run.seed, "deterministic": False}
     config.default_hooks.pop("visualization", None)
     return config

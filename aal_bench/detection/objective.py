@@ -11,6 +11,7 @@ from mmdet.models.utils import unpack_gt_instances
 from torch import Tensor
 
 from aal_bench.detection.pixels import PixelSpace, inside_of
+from aal_bench.detection.wrapped import bare
 
 Part = Literal["total", "cls", "loc"]
 
@@ -69,7 +70,9 @@ class DetectionObjective:
     def losses(self, inputs: Tensor, samples: list[Any]) -> dict[str, Any]:
         """MMDetection's losses of normalised `inputs`, in which nothing is attacked."""
         truth, ignored, metas = unpack_gt_instances(samples)
-        return self.detector.bbox_head.loss_by_feat(*self._outputs(inputs), truth, metas, ignored)
+        return bare(self.detector.bbox_head).loss_by_feat(
+            *self._outputs(inputs), truth, metas, ignored
+        )
 
     def parts_of(self, x: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The losses of the classes and of the boxes, each summed over images, of one forward."""
@@ -89,7 +92,7 @@ class DetectionObjective:
         )
 
     def _of_batch(self, outputs: tuple[Any, ...], targets: Targets) -> Tensor:
-        head = self.detector.bbox_head
+        head = bare(self.detector.bbox_head)
         truth, ignored, metas = unpack_gt_instances(targets.samples)
         losses = head.loss_by_feat(*outputs, truth, metas, ignored)
         self.parts = {part: self._summed(losses, part).detach() for part in ("cls", "loc")}
@@ -106,7 +109,9 @@ class DetectionObjective:
             own = [[level[i : i + 1] for level in kind] for kind in outputs]
             one = slice(i, i + 1)
             each.append(
-                self.detector.bbox_head.loss_by_feat(*own, truth[one], metas[one], ignored[one])
+                bare(self.detector.bbox_head).loss_by_feat(
+                    *own, truth[one], metas[one], ignored[one]
+                )
             )
         return each
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import init_dist
 from mmengine.hooks import Hook
+from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import distributed, nn
 
+from aal_bench import environment
 from aal_bench.config import Run
 from aal_bench.detection import mmconfig
 from aal_bench.detection.adversarial import Adversarial
-from aal_bench.detection.hooks import Resumable, bare
+from aal_bench.detection.wrapped import bare, weights_of
+from aal_bench.errors import UserError
 from aal_bench.files import replacing, write_text
+from aal_bench.methods.updates import Plain
 from aal_bench.progress import track
 from aal_bench.training import record
 from aal_bench.training.loop import Trained
@@ -37,9 +41,14 @@ class QuietRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
         """In one process the detector stays on the run's device: MMEngine would take a GPU."""
-        if self.distributed:
+        if self.distributed and self.cfg.device != "cpu":
             return super().wrap_model(model_wrapper_cfg, model)
-        return model.to(self.cfg.device)
+        model = model.to(self.cfg.device)
+        if not self.distributed:
+            return model
+        kind: Any = (model_wrapper_cfg or {}).get("type", "MMDistributedDataParallel")
+        wrapper: Any = MODEL_WRAPPERS.get(kind)
+        return wrapper(module=model, broadcast_buffers=False)
 
     def build_logger(self, *args: Any, **options: Any) -> Any:
         logger = super().build_logger(*args, **options)
@@ -79,7 +88,7 @@ class Keeper(Hook):
         """Begin the sums, and count the passes of the first step."""
         self.sums = Sums(next(runner.model.parameters()).device)
         self._began = time.perf_counter()
-        self._counting = counting_passes(bare(runner.model).backbone.conv1)
+        self._counting = counting_passes(bare(bare(runner.model).backbone).conv1)
         self._counted = self._counting.__enter__()
 
     def after_train_iter(
@@ -188,10 +197,15 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
         RunFailed: loss or weights became NaN or infinite.
     """
     detector.adversarial = adversarial
-    config.launcher = "pytorch" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "none"
+    config.launcher = _join(run.device)
+    if adversarial.owns_step and environment.processes() > 1:
+        if type(adversarial.update) is not Plain:
+            raise UserError("--update awp on a detector trains in one process so far")
+        # Plain data-parallel training calls no detector's train_step.
+        config.model_wrapper_cfg = {"type": "MMSeparateDistributedDataParallel"}
     loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
     images = len(loader.dataset)  # pyright: ignore[reportArgumentType]
-    if images % config.train_dataloader.batch_size == 1:
+    if -(-images // environment.processes()) % config.train_dataloader.batch_size == 1:
         config.train_dataloader.drop_last = True  # a batch of one
         loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
     mmconfig.warm_up(config, run.task.train, len(loader))
@@ -200,12 +214,32 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
     steps = len(loader) * run.task.train.epochs
     with track("train", steps) as progress:
         keeper = Keeper(run, folder, progress)
-        runner = _runner(config, detector, loader, [Resumable(), keeper])
+        # Of several processes the first keeps the record.
+        runner = _runner(config, detector, loader, [keeper] if environment.rank() == 0 else [])
         runner.train()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    if environment.rank():  # the first process has the record
+        return Trained(weights_of(runner.model), None, {})
     best = None
     if keeper.best is not None:
         best = torch.load(keeper.best_path, map_location="cpu", weights_only=True)
     return Trained(weights_of(runner.model), best, keeper.record(steps, images))
+
+
+def _join(device: str) -> str:
+    """Meet the launcher's other processes, if any; returns MMEngine's name for the launcher.
+
+    Before the loader is built, which cuts its data by their number. MMEngine would ask for a GPU.
+    """
+    if environment.processes() == 1:
+        return "none"
+    if not distributed.is_initialized():
+        if device == "cpu":
+            distributed.init_process_group("gloo")
+        else:
+            init_dist("pytorch", backend="nccl")
+    return "pytorch"
 
 
 def _runner(config: Any, detector: nn.Module, loader: Any, hooks: list[Hook]) -> Runner:
@@ -222,11 +256,3 @@ def _runner(config: Any, detector: nn.Module, loader: Any, hooks: list[Hook]) ->
         cfg=config,
         **{name: config.get(name) for name in given},
     )
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a detector's state on the CPU, contiguous."""
-    return {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in bare(model).state_dict().items()
-    }

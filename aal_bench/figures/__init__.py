@@ -18,7 +18,10 @@ from aal_bench.figures.canvas import COLOURS, blank, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BASIC = ("epoch", "step", "loss", "lr", "seconds", "val_clean", "val_pgd")
+LOSSES = {"cls": "classes", "loc": "boxes", "loss_cls": "classes", "loss_bbox": "boxes"}
+"""Parts of a detector's loss, as methods that attack log them and as MMDetection does."""
+VALIDATED = {"val_clean": "clean", "val_pgd": "under PGD", "val_map": "mAP, clean"}
+BASIC = ("epoch", "step", "loss", "lr", "seconds", *VALIDATED, *LOSSES)
 """Keys of a row of metrics.jsonl that have a panel of their own; any other is a method's log."""
 
 
@@ -34,7 +37,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = 
     """Loss, validation accuracy, learning rate and the method's own logs over the epochs.
 
     Args:
-        rows: of metrics.jsonl; ``val_clean`` and ``val_pgd`` in [0, 1], where validated.
+        rows: of metrics.jsonl; ``val_clean`` and ``val_pgd``, or ``val_map``, in [0, 1], where
+            validated.
         path: PNG to write.
         title: printed above, e.g. task and method.
 
@@ -47,7 +51,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = 
     figure = blank(9.0, 7.0) if logs else blank(12.6, 3.6)
     panels = figure.subplots(*((2, 2) if logs else (1, 3))).flat
     _curve(panels[0], rows, "loss", COLOURS[0], "training loss")
-    panels[0].set(title="Training loss", ylabel="mean loss per image")
+    _parts(panels[0], rows)
     _validation(panels[1], rows)
     _curve(panels[2], rows, "lr", COLOURS[2], "learning rate")
     panels[2].set(title="Learning rate", ylabel="learning rate", ylim=(0, None))
@@ -60,7 +64,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = 
         panels[3].legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, fontsize=9)
     for axes in panels:
         axes.set(xlabel="epoch", xlim=(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
     save(figure, path, title)
 
@@ -188,22 +192,28 @@ def _curve(
     axes.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3)
 
 
+def _parts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A detector's loss has two parts; per image it is a mean over the batch's positive priors."""
+    axes.set(title="Training loss", ylabel="mean loss per image")
+    parts = [key for key in LOSSES if key in rows[0]]
+    for place, key in enumerate(parts, start=3):
+        _curve(axes, rows, key, COLOURS[place], LOSSES[key])
+    if parts:
+        axes.set(ylabel="mean loss of a batch", ylim=(0, None))
+        axes.legend(loc="upper right")
+
+
 def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    axes.set(title="Validation accuracy", ylabel="accuracy (%)", ylim=(0, 102))
-    drawn = [
-        (key, label, colour)
-        for key, label, colour in (
-            ("val_clean", "clean", COLOURS[0]),
-            ("val_pgd", "under PGD", COLOURS[1]),
-        )
-        if any(row.get(key) is not None for row in rows)
-    ]
+    detector = any(key in row for row in rows for key in ("val_map", *LOSSES))
+    what = "mAP" if detector else "accuracy"
+    axes.set(title=f"Validation {what}", ylabel=f"{what} (%)", ylim=(0, 102))
+    drawn = [key for key in VALIDATED if any(row.get(key) is not None for row in rows)]
     if not drawn:
         axes.text(0.5, 0.5, "no validation split", ha="center", transform=axes.transAxes)
         return
-    for key, label, colour in drawn:
+    for key in drawn:
         scaled = [{**row, key: 100 * row[key]} for row in rows if row.get(key) is not None]
-        _curve(axes, scaled, key, colour, label)
+        _curve(axes, scaled, key, COLOURS[key == "val_pgd"], VALIDATED[key])
     axes.legend(loc="lower right")
 
 

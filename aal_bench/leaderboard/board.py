@@ -94,7 +94,7 @@ def boards(root: Path, task: str | None = None) -> list[Board]:
 
     Raises:
         UserError: an entry or its evidence is missing, unreadable, not rankable or in the wrong
-            folder; or `task` is unknown.
+            folder; or `task` is unknown or of detection.
     """
     paths: dict[tuple[str, ...], list[Path]] = {}
     for path in entries.find(root):
@@ -122,6 +122,8 @@ def _empty(task: str, held: list[str]) -> Board:
     if file is None:
         near = did_you_mean(task, sorted({*held, *files}))
         raise UserError(f"unknown task '{task}'.{near} Boards: {', '.join(held) or 'none'}")
+    if file.family == "detection":
+        raise UserError(f"task {file.name}: {entries.NO_BOARD}")
     eps = format_fraction(file.threat.eps)
     return Board(file.id, title_of(file), file.threat.norm, eps, sections=[], task_file=file)
 

@@ -1,7 +1,8 @@
 """Two results of one question: the protocol fields and the images in which they differ. No torch.
 
 Accuracies are paired image by image (`paired`): a difference that McNemar's exact test does not
-find is a tie. Few-shot results are paired over episodes (`compare_episodes`).
+find is a tie. Few-shot results are paired over episodes (`compare_episodes`), the mean average
+precisions of detection over draws of images (`compare_detection`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import numpy as np
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
-from aal_bench.leaderboard import compare_episodes, compare_view, entries, paired
+from aal_bench.leaderboard import (
+    compare_detection,
+    compare_episodes,
+    compare_view,
+    entries,
+    paired,
+)
+from aal_bench.leaderboard.compare_detection import DetectionComparison, DetectionSide
 from aal_bench.leaderboard.compare_episodes import EpisodeComparison
 from aal_bench.leaderboard.protocol import Difference, differences, question
 from aal_bench.record import Result
@@ -68,7 +76,7 @@ class Comparison(NamedTuple):
         return self.line(self.basis).pair.winner
 
 
-def compare(a: Path, b: Path) -> Comparison | EpisodeComparison:
+def compare(a: Path, b: Path) -> Comparison | EpisodeComparison | DetectionComparison:
     """Compare two entries (``.json``), two runs (their folder or ``result.json``), or one of each.
 
     Raises:
@@ -77,6 +85,13 @@ def compare(a: Path, b: Path) -> Comparison | EpisodeComparison:
     """
     one, other = load(a), load(b)
     _same_question(one, other)
+    if isinstance(one, DetectionSide) and isinstance(other, DetectionSide):
+        return compare_detection.compare(one, other)
+    if isinstance(one, DetectionSide) or isinstance(other, DetectionSide):
+        raise UserError(f"{a} and {b}: only one is of detection, so one task_hash is wrong")
+    paired.same_images(
+        paired.images(one.evidence), paired.images(other.evidence), (one.path, other.path)
+    )
     if one.evidence.episodes:
         return compare_episodes.compare(one, other)
     common = [stage for stage in one.evidence.stages if stage in other.evidence.stages]
@@ -98,21 +113,25 @@ def compare(a: Path, b: Path) -> Comparison | EpisodeComparison:
     return Comparison(one, other, differences(one.result, other.result), lines, basis, common)
 
 
-def text(found: Comparison | EpisodeComparison) -> str:
+def text(found: Comparison | EpisodeComparison | DetectionComparison) -> str:
     """For a terminal; no line break at the end."""
+    if isinstance(found, DetectionComparison):
+        return compare_detection.text(found)
     if isinstance(found, EpisodeComparison):
         return compare_episodes.text(found)
     return compare_view.text(found)
 
 
-def tree(found: Comparison | EpisodeComparison) -> dict[str, Any]:
+def tree(found: Comparison | EpisodeComparison | DetectionComparison) -> dict[str, Any]:
     """As JSON; shares are fractions in [0, 1]."""
+    if isinstance(found, DetectionComparison):
+        return compare_detection.tree(found)
     if isinstance(found, EpisodeComparison):
         return compare_episodes.tree(found)
     return compare_view.tree(found)
 
 
-def load(path: Path) -> Side:
+def load(path: Path) -> Side | DetectionSide:
     """Read a result and the evidence beside it.
 
     Raises:
@@ -124,7 +143,8 @@ def load(path: Path) -> Side:
             f"{path}: holds no {entries.RUN_RECORD}: give an entry (.json) or a finished run"
         )
     entry = entries.read(file)
-    evidence = entry.evidence()
+    detecting = entry.result.task.family == "detection"
+    evidence = entry.detections() if detecting else entry.evidence()
     if entry.result.status != "success" or entry.result.evidence is None:
         raise UserError(f"{file}: the run is not finished ({entry.result.status})")
     if sha256_file(entry.evidence_path) != entry.result.evidence.sha256:
@@ -132,10 +152,12 @@ def load(path: Path) -> Side:
             f"{entry.evidence_path}: not the table that {file.name} was made of (sha256 differs);"
             " finish the run with --resume"
         )
-    return Side(file, entry.result, evidence)
+    if isinstance(evidence, Evidence):
+        return Side(file, entry.result, evidence)
+    return DetectionSide(file, entry.result, evidence)
 
 
-def _same_question(a: Side, b: Side) -> None:
+def _same_question(a: Side | DetectionSide, b: Side | DetectionSide) -> None:
     hashes = [side.result.task.hash for side in (a, b)]
     if hashes[0] != hashes[1]:
         fields = differences(a.result, b.result, question)
@@ -145,12 +167,11 @@ def _same_question(a: Side, b: Side) -> None:
             f" {hashes[1][:8]}): {told or 'no recorded field differs, so one hash is wrong'}"
         )
     if len(a.evidence) != len(b.evidence):
-        units = "queries" if a.evidence.episodes else "images"
+        units = "queries" if a.result.task.episodes else "images"
         raise UserError(
             f"{a.path} evaluated {len(a.evidence)} {units}, {b.path} {len(b.evidence)}:"
             f" compare runs on the same {units}, without --limit-eval"
         )
-    paired.same_images(paired.images(a.evidence), paired.images(b.evidence), (a.path, b.path))
 
 
 def _line(verdict: str, a: Side, b: Side, left: Any, right: Any) -> Line:

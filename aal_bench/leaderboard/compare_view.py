@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aal_bench.evidence import Evidence
 from aal_bench.grid import plain
 from aal_bench.leaderboard.paired import ALPHA
 from aal_bench.registry import AUTOATTACK
 
 if TYPE_CHECKING:
     from aal_bench.leaderboard.compare import Comparison, Line, Side
+    from aal_bench.leaderboard.compare_detection import DetectionSide
     from aal_bench.leaderboard.protocol import Difference
 
 SHOWN = 20
@@ -74,10 +76,10 @@ def tree(found: Comparison) -> dict[str, Any]:
     }
 
 
-def title(one: Side) -> str:
+def title(one: Side | DetectionSide) -> str:
     """What a side is: its name, its question and where it lies, one line."""
-    result, evidence = one.result, one.evidence
-    units = f"{evidence.episodes:,} episodes" if evidence.episodes else f"{len(evidence)} images"
+    result, (kind, count) = one.result, _units(one)
+    units = f"{count:,} {kind}" if kind == "episodes" else f"{count} {kind}"
     question = f"{result.task.id}, {result.threat.norm} {result.eps}, {units}"
     return plain(f"{result.submission_id}  ({question}; {one.path})")
 
@@ -89,16 +91,24 @@ def differing(fields: Sequence[Difference]) -> str:
     return columns([("field", "A", "B"), *((field.name, field.a, field.b) for field in fields)])
 
 
-def side(one: Side) -> dict[str, Any]:
+def side(one: Side | DetectionSide) -> dict[str, Any]:
     """A side as JSON."""
-    result, evidence = one.result, one.evidence
+    result, (kind, count) = one.result, _units(one)
     return {
         "submission_id": result.submission_id,
         "path": str(one.path),
         "run_hash": result.run_hash,
-        "episodes" if evidence.episodes else "images": evidence.episodes or len(evidence),
+        kind: count,
         "external": result.external,
     }
+
+
+def _units(one: Side | DetectionSide) -> tuple[str, int]:
+    """What a side's numbers are about, and how many: episodes or images."""
+    evidence = one.evidence
+    if isinstance(evidence, Evidence) and evidence.episodes:
+        return "episodes", evidence.episodes
+    return "images", len(evidence)
 
 
 def _cells(line: Line) -> tuple[str, ...]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from aal_bench.config import parse, shorten
+from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
-from aal_bench.leaderboard.untrusted import read_evidence, read_json
+from aal_bench.leaderboard.untrusted import read_detections, read_evidence, read_json
 from aal_bench.record import Result
 from aal_bench.schema import ThreatBlock
 
@@ -21,6 +22,10 @@ REPORTED = "reported"
 """What others published: no board."""
 NORMS: tuple[str, ...] = get_args(ThreatBlock.model_fields["norm"].annotation)
 """Names of a board's folder within its task's."""
+NO_BOARD = (
+    "detection results have no board yet; aal-bench compare A B sets two of them side by side"
+)
+"""Why a detection result is neither submitted nor verified nor ranked."""
 BOARD_FILES = ("board.json", "BOARD.md", "README.md")
 """What lies beside the tasks' folders and is no entry."""
 RUN_RECORD = "result.json"
@@ -57,9 +62,20 @@ class Entry(NamedTuple):
         """The per-sample table, read anew.
 
         Raises:
-            UserError: it is missing, damaged, larger than its rows need, or a symbolic link.
+            UserError: it is missing, damaged, larger than its rows need, or a symbolic link; or
+                a detection result's, see `detections`.
         """
+        if self.result.task.family == "detection":
+            raise UserError(f"{self.path}: {NO_BOARD}")
         return read_evidence(self.evidence_path, self.result.task.rows, len(self.result.evaluation))
+
+    def detections(self) -> DetectionEvidence:
+        """The per-image table of a detection result, read anew.
+
+        Raises:
+            UserError: it is missing, damaged, too large, or a symbolic link.
+        """
+        return read_detections(self.evidence_path)
 
 
 def folder(root: Path, task: str, norm: str) -> Path:

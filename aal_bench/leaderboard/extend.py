@@ -94,6 +94,12 @@ def protocol_stages(evaluation: Iterable[StageRecord]) -> list[StageRecord]:
     return [stage for stage in evaluation if not is_extra(stage.attack)]
 
 
+def stood(stage: StageRecord) -> int:
+    """How many of the images of a board's stage were still classified correctly after it."""
+    assert stage.n_out is not None  # only a detector's stages lack it, and they have no board
+    return stage.n_out
+
+
 def capped(result: Result) -> str | None:
     """Why an entry cannot get beyond level 1; None: it can."""
     codes = [("evaluated", result.environment.aal_bench)]

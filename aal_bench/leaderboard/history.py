@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aal_bench.leaderboard.extend import capped
+from aal_bench.leaderboard.extend import capped, stood
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import rule, shown
 from aal_bench.leaderboard.stated import extra
@@ -139,8 +139,8 @@ def _stages(record: Result, current: list[Event]) -> Iterator[str]:
         kind = "challenged" if name.startswith("challenge") else "reattacked"
         if len(told) != 1 or told[0].event != kind:
             yield f"stage {name} needs one event '{kind}'"
-        elif told[0].fallen != stage.n_in - stage.n_out:
-            yield f"{name} felled {stage.n_in - stage.n_out}, its event says {told[0].fallen}"
+        elif told[0].fallen != stage.n_in - stood(stage):
+            yield f"{name} felled {stage.n_in - stood(stage)}, its event says {told[0].fallen}"
 
 
 def _before(record: Result, current: list[Event]) -> Iterator[str]:
@@ -153,12 +153,12 @@ def _before(record: Result, current: list[Event]) -> Iterator[str]:
             continue
         if event.external != held:
             yield f"external before {event.stage} was {held}, its event says {event.external}"
-        if stage.n_out < stage.n_in:
-            held = percent(stage.n_out / record.task.rows)
+        if stood(stage) < stage.n_in:
+            held = percent(stood(stage) / record.task.rows)
 
 
 def _external(record: Result) -> Iterator[str]:
-    fell = [stage.attack for stage in extra(record) if stage.n_out < stage.n_in]
+    fell = [stage.attack for stage in extra(record) if stood(stage) < stage.n_in]
     robust = record.metrics.robust if record.metrics else None
     lowered = percent(robust.value) if fell and robust else None
     if record.external != lowered:

@@ -2,7 +2,8 @@
 
 The tables are ``leaderboards/reported/<paper>.json``: numbers as printed, with a map from each
 table's columns to this project's stages. A claim is shown beside a measurement only when data set,
-norm and eps are those of the task; the backbone may differ, and is then named.
+norm and eps are those of the task (of detection: classes and metric); the backbone may differ, and
+is then named.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 from functools import cache
 from typing import Any, NamedTuple
 
-from aal_bench.config import Task
+from aal_bench import registry
+from aal_bench.config import Task, read_task
+from aal_bench.leaderboard import conventions
 from aal_bench.leaderboard.robustbench import fraction, same_architecture
 from aal_bench.paths import data_folder
 from aal_bench.threat import parse_fraction
@@ -86,10 +89,12 @@ def claims(task: Task, method: str, model: str) -> list[Claim]:
         Claims, those for the same network first, then in the papers' order; [] where none. Of a
         few-shot task those for its ways and shots, as ``clean``.
     """
+    if task.detection is not None and not _own_classes(task):
+        return []
     found = [
         _claim(paper, table, row, model, _stages(table, task))
         for paper, table in _tables()
-        if _same_threat(table, task) and _stages(table, task)
+        if _same_threat(table, task) and _same_metric(table, task) and _stages(table, task)
         for row in table["rows"]
         if row.get("method") in PRINTED.get(method, ())
         and row.get("dataset", table.get("dataset")) == task.paper.get("dataset")
@@ -119,6 +124,22 @@ def _same_threat(table: dict[str, Any], task: Task) -> bool:
     return table["norm"] == task.threat.norm and parse_fraction(table["eps"]) == task.threat.eps
 
 
+def _same_metric(table: dict[str, Any], task: Task) -> bool:
+    """Whether a table of mean average precisions is for detection, and taken as the task does."""
+    metric = table.get("metric")
+    named = metric.get(task.paper.get("dataset")) if isinstance(metric, dict) else None
+    if task.detection is None:
+        return not isinstance(metric, dict)
+    return task.detection.metric in conventions.PRINTED.get(named or "", ())
+
+
+def _own_classes(task: Task) -> bool:
+    """Whether the classes are the task file's: with others the images are others too."""
+    file = registry.task_files().get(task.name)
+    own = None if file is None else read_task(file).detection
+    return own is None or task.detection is None or own.names == task.detection.names
+
+
 def _stages(table: dict[str, Any], task: Task) -> dict[str, str]:
     """A table's columns -> the stages of this task that they are about."""
     if task.episodes is None:
@@ -131,6 +152,8 @@ def _claim(
     paper: str, table: dict[str, Any], row: dict[str, Any], model: str, stages: dict[str, str]
 ) -> Claim:
     backbone = row.get("backbone", table.get("backbone"))
+    if "detector" in table and backbone is not None:
+        backbone = f"{table['detector']} {backbone}"
     detail = [f"{key} {row[key]}" for key in ("attention", "kernel") if key in row]
     notes = [*detail, *(place["note"] for place in (row, table) if "note" in place)]
     values = {stage: fraction(row[column]) for column, stage in stages.items()}

@@ -88,6 +88,8 @@ def nearest(
     """
     if task.family == "fewshot":
         return Neighbours([], "RobustBench has no few-shot")
+    if task.family == "detection":
+        return Neighbours([], "RobustBench has no detectors")
     dataset = task.paper.get("robustbench")
     if dataset is None:
         return Neighbours([], f"RobustBench has no data set for task {task.name}")

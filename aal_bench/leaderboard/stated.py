@@ -14,7 +14,7 @@ from aal_bench.attacks.parameters import PARTITION
 from aal_bench.config import Task
 from aal_bench.errors import UserError
 from aal_bench.leaderboard import episodes
-from aal_bench.leaderboard.extend import is_extra, protocol_stages
+from aal_bench.leaderboard.extend import is_extra, protocol_stages, stood
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import differing, rule, same, shown
 from aal_bench.metrics import measure
@@ -37,8 +37,6 @@ def findings(record: Result, task: Task) -> list[Finding]:
         rule(0, "parameters", _parameters(record, task), _unknown(record) or "the task's"),
         rule(0, "arithmetic", _arithmetic(record, task), "the task's batches and seed, fp32"),
     ]
-    if task.family == "detection":
-        return rules
     faults, whole = _autoattack(record), "standard, all four, on the whole test set"
     if task.family == "fewshot":
         faults, whole = episodes.autoattack(record), episodes.attacked(record)
@@ -159,18 +157,18 @@ def _order(record: Result) -> Iterator[str]:
     clean = None
     for stage in record.evaluation:
         if stage.attack == "clean":
-            wanted, clean = standing, stage.n_out
+            wanted, clean = standing, stood(stage)
         elif is_extra(stage.attack):
             # How many stood under all independent stages together only the rows tell.
             wanted = all_of_it
             if wanted is None and stage.n_in > min(
-                s.n_out for s in protocol_stages(record.evaluation)
+                stood(own) for own in protocol_stages(record.evaluation)
             ):
                 yield f"{stage.attack} attacked {stage.n_in}, more than stood"
-            all_of_it = stage.n_out
+            all_of_it = stood(stage)
         elif known.sequential(stage.attack):
             wanted = clean if chained is None else chained
-            chained = stage.n_out
+            chained = stood(stage)
         else:
             wanted = clean
         if wanted is not None and stage.n_in != wanted:
@@ -178,7 +176,7 @@ def _order(record: Result) -> Iterator[str]:
 
 
 def _survivors(record: Result) -> str:
-    shown = [f"{stage.attack} {stage.n_out}" for stage in record.evaluation]
+    shown = [f"{stage.attack} {stood(stage)}" for stage in record.evaluation]
     return f"of {record.task.rows}: {', '.join(shown)}"
 
 
@@ -187,7 +185,7 @@ def _counts(record: Result) -> Iterator[str]:
     if metrics is None or not record.evaluation:
         yield "no metrics"
         return
-    stages = {stage.attack: stage.n_out for stage in record.evaluation}
+    stages = {stage.attack: stood(stage) for stage in record.evaluation}
     if len(stages) < len(record.evaluation):
         yield "a stage occurs twice"
         return
@@ -222,12 +220,12 @@ def _robust(record: Result, stated: Measure) -> Iterator[str]:
     """All stages together: exact after an added stage, bounded by Bonferroni before one."""
     added, own, n = extra(record), protocol_stages(record.evaluation), record.task.rows
     if added:
-        yield from _measured(record, "robust", stated, added[-1].n_out)
+        yield from _measured(record, "robust", stated, stood(added[-1]))
         return
     k = round(stated.value * n)
     yield from _measured(record, "robust", stated, k)
-    fallen = sum(stage.n_in - stage.n_out for stage in own if stage.attack != "clean")
-    least, most = own[0].n_out - fallen, min(stage.n_out for stage in own)
+    fallen = sum(stage.n_in - stood(stage) for stage in own if stage.attack != "clean")
+    least, most = stood(own[0]) - fallen, min(stood(stage) for stage in own)
     if not least <= k <= most:
         yield f"robust is {k} of {n}; the stages leave {max(least, 0)} to {most}"
 
@@ -246,7 +244,7 @@ def _passes(stage: StageRecord, way: str, most: int) -> Iterator[str]:
     if stage.n_in == 0:
         least = most = 0
     else:
-        least = most * (stage.n_out / stage.n_in)
+        least = most * (stood(stage) / stage.n_in)
     # A mean of whole numbers; what a survivor costs is exact, what a fallen image cost is not.
     if not least * (1 - 1e-12) <= spent <= most:
         allowed = f"{least:g}" if least == most else f"{least:g} to {most:g}"

@@ -68,6 +68,8 @@ def _eligible(run: Path) -> Result:
         why = f" ({error})" if error else ""
         raise UserError(f"{run}: the run's status is {status}{why}; finish it with --resume first")
     result = read(run / "result.json")
+    if result.task.family == "detection":
+        raise UserError(f"{run}: {entries.NO_BOARD}")
     if result.smoke:
         raise UserError(f"{run}: a smoke run is a trial of the machinery, never a result")
     if result.limit is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aal_bench import strict_json
+from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.errors import UserError
 from aal_bench.evidence import STAGE, Evidence
 
@@ -13,6 +14,8 @@ LARGEST = 1 << 20
 """Bytes of the largest record that is read: 1 MiB; a real one has about 20 kB."""
 LARGEST_TABLE = 1 << 28
 """Bytes of the largest evidence table, packed or unpacked, whatever its record claims: 256 MiB."""
+LARGEST_DETECTIONS = 1 << 31
+"""The same of a detection run's table, of which a stage alone may take 27 MB: 2 GiB."""
 HEADER = 4096
 """Bytes allowed for the frame of one array of an evidence table; numpy writes about 400."""
 
@@ -44,6 +47,16 @@ def read_evidence(path: Path, rows: int, stages: int) -> Evidence:
     largest = unpacked(rows, stages)
     plain(path, "its evidence", largest)
     return Evidence.load(path, largest)
+
+
+def read_detections(path: Path) -> DetectionEvidence:
+    """Read a detection run's table; how many boxes an image may have, its record does not say.
+
+    Raises:
+        UserError: no plain file, too large, damaged, or no detection table.
+    """
+    plain(path, "its evidence", LARGEST_DETECTIONS)
+    return DetectionEvidence.load(path, LARGEST_DETECTIONS)
 
 
 def unpacked(rows: int, stages: int) -> int:

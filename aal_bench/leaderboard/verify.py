@@ -30,6 +30,7 @@ LOWERED = "lowered"
 """The rule that says what a challenge has lowered."""
 WIDTH = 2000
 """Characters of a printed path or finding."""
+_NOT_OFFERED = rule(0, "board", [entries.NO_BOARD], "")
 
 
 class Verdict(NamedTuple):
@@ -123,7 +124,8 @@ def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[
         One verdict for each entry; for a folder, first one about the folder itself.
 
     Raises:
-        UserError: nothing is there, or a folder holds no entries and nothing that is wrong.
+        UserError: nothing is there, a folder holds no entries and nothing that is wrong, or `where`
+            is one detection result.
     """
     files = entries.find(where)
     if entries.is_reported(where):
@@ -133,7 +135,10 @@ def verify(where: Path, level: int = HIGHEST, root: Path | None = None) -> list[
     board = Board()
     if not where.is_dir() or files == [where / entries.RUN_RECORD]:
         alone = top if entries.on_board(files[0]) or root is not None else files[0]
-        return [Verdict(files[0], examine(files[0], level, alone, board))]
+        found = examine(files[0], level, alone, board)
+        if found[-1] == _NOT_OFFERED:  # nothing is wrong with a run that has nowhere to go
+            raise UserError(f"{where}: {entries.NO_BOARD}")
+        return [Verdict(files[0], found)]
     about = Verdict(where, layout.findings(where, top, files), about="the folder")
     if not files and about.ok:
         raise UserError(f"{where}: no entries here (<task>/<{' or '.join(entries.NORMS)}>/*.json)")
@@ -151,6 +156,8 @@ def examine(path: Path, level: int, root: Path, board: Board) -> list[Finding]:
         entry = entries.checked(path, tree)
     except UserError as error:
         return [readable, *wellformed.schema(tree, error)]
+    if entry.result.task.family == "detection":
+        return [readable, *wellformed.sound(entry), _NOT_OFFERED]
     found = [readable, *wellformed.sound(entry), *wellformed.findings(entry, root)]
     found.append(copies.once(entry.result, board.records(entry)))
     if level < 1 or broken(found) is not None:

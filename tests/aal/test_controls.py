@@ -51,5 +51,49 @@ def test_random_masks_vary_within_and_between_images_and_follow_the_generator(K)
 
 def test_no_gate_has_no_mask_and_none_changes_nothing(K):
     assert controls.controlled(K, "none") is K
-    with pytest.raises(ValueError, match="ungated"):
-        controls.controlled(K, "no_gate")
+    assert controls.controlled(K, "gaussian_noise") is K  # replaces the perturbation, not the mask
+    for control in ("no_gate", "no_attack"):
+        with pytest.raises(ValueError, match=f"{control}' has no mask"):
+            controls.controlled(K, control)
+
+
+class TestGaussianNoise:
+    X = torch.full((3, 3, 8, 8), 0.5, dtype=torch.float64)
+    EPS = torch.tensor([0.0, 0.01, 0.05], dtype=torch.float64).view(3, 1, 1, 1)
+    """An attack that did nothing among them."""
+
+    def test_each_image_has_noise_of_its_attacks_own_l2_norm_before_clipping(self):
+        attacked = self.X + self.EPS * torch.randn(self.X.shape).sign()
+        noise = controls.gaussian_noise(self.X, attacked) - self.X
+        assert noise.abs().max() < 0.5  # nothing was clipped
+        expected = (attacked - self.X).flatten(1).norm(dim=1)
+        torch.testing.assert_close(noise.flatten(1).norm(dim=1), expected)
+        assert expected[1].item() == pytest.approx(0.01 * (3 * 64) ** 0.5)
+        assert noise.abs().amax((1, 2, 3))[1] > 0.01  # its Linf norm is larger
+
+    def test_it_is_normal_and_without_any_place_or_sign_of_the_attack(self):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.full((2, 3, 64, 64), 0.5, dtype=torch.float64)
+        attacked = x + 0.03 * torch.rand(x.shape, generator=generator, dtype=x.dtype)
+        noise = (controls.gaussian_noise(x, attacked, generator) - x).flatten(1)
+        z = noise / noise.std(1, keepdim=True)
+        assert z.mean().abs() < 0.03
+        assert z.pow(3).mean().abs() < 0.1
+        assert (z.pow(4).mean() - 3).abs() < 0.2
+        assert torch.corrcoef(torch.stack([noise[0], (attacked - x).flatten(1)[0]]))[0, 1] < 0.05
+
+    def test_clipping_keeps_the_box_and_takes_some_of_the_norm(self):
+        x = torch.zeros(1, 3, 8, 8)
+        noisy = controls.gaussian_noise(x, x + 0.2, torch.Generator().manual_seed(0))
+        assert noisy.min() == 0
+        assert noisy.max() <= 1
+        assert 0.6 < noisy.norm() / (0.2 * (3 * 64) ** 0.5) < 0.8  # half of the noise was below 0
+
+    def test_the_generator_decides(self):
+        attacked = self.X + self.EPS
+        first, second, other = (
+            controls.gaussian_noise(self.X, attacked, torch.Generator().manual_seed(seed))
+            for seed in (0, 0, 1)
+        )
+        assert torch.equal(first, second)
+        assert not torch.equal(first, other)

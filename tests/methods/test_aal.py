@@ -58,7 +58,9 @@ SWITCHES = [
     {"control": "shuffled_mask"},
     {"control": "random_mask"},
     {"control": "full_mask_eps_scaled"},
+    {"control": "gaussian_noise"},
     {"control": "no_gate"},
+    {"control": "no_attack"},
 ]
 
 
@@ -88,8 +90,12 @@ IDLE = [
 def test_an_option_that_cannot_act_is_refused(make, name, options):
     with pytest.raises(UserError, match="method options without effect here"):
         make(name, **options)
-    with pytest.raises(UserError, match="without effect here: xi2"):
-        make(name, control="no_gate", xi2=0.0)
+    for control in ("no_gate", "no_attack"):
+        with pytest.raises(UserError, match="without effect here: xi2"):
+            make(name, control=control, xi2=0.0)
+    for idle in ({"craft_bn": "train"}, {"clean_weight": 0.5}):
+        with pytest.raises(UserError, match=f"without effect here: {next(iter(idle))}"):
+            make(name, control="no_attack", **idle)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,8 @@ def test_every_switch_and_control_trains(toy, batch, make, update, train, name, 
     net = method.build(toy())
     before = {key: value.clone() for key, value in net.state_dict().items()}
     x_adv = attack(method, net, batch)
-    assert (x_adv - batch.x).abs().max() <= EPS + 1e-15
+    if options.get("control") != "gaussian_noise":  # of an equal norm, another: L2
+        assert (x_adv - batch.x).abs().max() <= EPS + 1e-15
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     losses = train(net, method, update("plain"), batch, steps=3)
@@ -176,6 +183,40 @@ def test_the_no_gate_control_is_the_wrapped_method_bit_for_bit(
     assert ends[0][0] == ends[1][0]
     assert ends[0][1].keys() == ends[1][1].keys()
     assert all(torch.equal(ends[0][1][key], ends[1][1][key]) for key in ends[0][1])
+
+
+@pytest.mark.parametrize("name", ["aal-fgsm", "aal-pgd"])
+def test_the_no_attack_control_is_clean_training_of_the_gated_network(
+    toy, batch, make, update, train, name
+):
+    """The gate alone: is it the surgery, and not the attack, that helps on clean images?"""
+    gate = {"bn_weight_init": 1}
+    control, gated, clean = make(name, control="no_attack", gate=gate), make(name, gate=gate), None
+    net = varied(control, toy())
+    assert has_gate(net)
+    assert attack(control, net, batch) is batch.x
+    assert net.counts == {"forward": 0, "to_input": 0, "to_weights": 0}
+    losses = train(net, control, update("plain"), batch, steps=3)
+    clean, other = make("standard"), varied(gated, toy())
+    assert train(other, clean, update("plain"), batch, steps=3) == losses
+    ends = net.state_dict(), other.state_dict()
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert not torch.equal(gate_of(net).conv.weight, gate_of(varied(gated, toy())).conv.weight)
+
+
+@pytest.mark.parametrize("name", ["aal-fgsm", "aal-pgd"])
+def test_the_gaussian_control_has_the_selective_perturbations_norm(toy, batch, make, name):
+    gate = {"bn_weight_init": 1}
+    noisy, selective = make(name, control="gaussian_noise", gate=gate), make(name, gate=gate)
+    net = varied(noisy, toy())
+    middle = batch._replace(x=0.4 + 0.2 * batch.x)  # the box does not clip
+    noise = attack(noisy, net, middle) - middle.x
+    found = attack(selective, net, middle) - middle.x
+    norms = noise.flatten(1).norm(dim=1), found.flatten(1).norm(dim=1)
+    torch.testing.assert_close(*norms)
+    assert not torch.equal(noise, found)
+    assert noisy.log["mean_k"] == selective.log["mean_k"]
+    assert not attack(make(name, control="gaussian_noise", detach_mask=False), net, middle).requires_grad
 
 
 @pytest.mark.parametrize("control", ["none", "no_gate"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from aal_bench.attacks.parameters import EPISODE_PARTITION, PARTITION
 from aal_bench.leaderboard import published
 from aal_bench.leaderboard.board import Board, Row, Section, Standing
+from aal_bench.leaderboard.extend import stood
 from aal_bench.leaderboard.site import names, show
 from aal_bench.leaderboard.site.levels import LEVELS
 from aal_bench.leaderboard.site.plots import plots
@@ -90,7 +91,7 @@ def _stages(result: Result) -> list[dict[str, Any]]:
 def _lowered(result: Result) -> bool:
     """Whether an image fell in somebody's challenge, whatever the entry's level."""
     return any(
-        stage.attack.startswith("challenge-") and stage.n_out < stage.n_in
+        stage.attack.startswith("challenge-") and stood(stage) < stage.n_in
         for stage in result.evaluation
     )
 

@@ -49,7 +49,9 @@ def table(result: Result, task: Task) -> Table:
     out.caption = Text("\n".join(captions(result, task)))
     out.caption_justify = "left"
     for name in ("", _number(result), "95 % interval", "paper", "reference"):
-        out.add_column(name, justify="left" if not name else "right", no_wrap=True)
+        # A detector's stages have long labels: on a narrow terminal they give way, not the numbers.
+        wraps = not name and is_detection(result)
+        out.add_column(name, justify="left" if not name else "right", no_wrap=not wraps)
     star = "*" if other_backbone(relevant_claims(result, task)) else ""
     for line in lines(result, task):
         low, high = line.measure.ci95

@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from aal_bench import environment, registry
@@ -43,22 +45,20 @@ from aal_bench.adapters.network import build_network
 from aal_bench.config import Run
 from aal_bench.data import scenes
 from aal_bench.detection import mmconfig
-from aal_bench.detection import register as register  # first: MMDetection's repairs
+from aal_bench.detection import register as register
 from aal_bench.detection.adversarial import Adversarial
 from aal_bench.detection.layouts import find
 from aal_bench.detection.train import train
 from aal_bench.methods.base import Method
 from aal_bench.resolve import Request, resolve
-from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, Runner
 
 TASK, MODEL = "scenes", "ssd512-resnet34"
 LIMITS = {"standard_over_mmdetection": 0.95, "aal_fgsm_over_fgsm": 0.9}
 """Least speeds, as shares, on a machine that does nothing else."""
 
 
-class Ready(Exception):  # noqa: N818  no error: it carries the loop out of `Runner.train`
-    """A Runner stands at the first step of its first epoch."""
+class Ready(Exception):
+    """A Runner stands at its first step: no error, it carries the loop out of `Runner.train`."""
 
     def __init__(self, loop: Loop) -> None:
         super().__init__("ready")
@@ -125,6 +125,7 @@ def theirs(setting: Setting, folder: Path) -> Loop:
     """MMDetection's Runner on the config as it lies in ``tasks/detection``."""
     config = mmconfig.plain(MODEL, TASK)
     mmconfig._resize(config, setting.size, "voc")
+    config.train_dataloader.dataset.pipeline = config.train_pipeline
     config.model.type = "SingleStageDetector"
     config.custom_hooks = []
     config.train_dataloader.dataset.data_root = str(scenes.ensure())
@@ -158,6 +159,14 @@ def _method(run: Run, gated: bool) -> Method:
     return GatedFGSM(method.options, method.threat) if gated else method
 
 
+def fed(loop: Loop) -> tuple[Any, ...]:
+    """What the images of a loop's batches are, and what is done to them."""
+    images = loop.kept["inputs"]
+    dataset: Any = loop.dataloader.dataset
+    pipeline = getattr(dataset, "dataset", dataset).pipeline.transforms
+    return len(dataset), len(images), images[0].shape, [repr(one) for one in pipeline]
+
+
 def seconds(take: Callable[[], None], steps: int) -> float:
     """Of one step, of so many."""
     began = time.perf_counter()
@@ -187,6 +196,8 @@ def measure(setting: Setting) -> dict[str, list[float]]:
         root = Path(folder)
         mmdet = theirs(setting, root / "theirs")
         own = ours(setting, root / "standard", "standard", "fp32")
+        if fed(mmdet) != fed(own):
+            raise RuntimeError(f"not the same question: {fed(mmdet)} and {fed(own)}")
         times = race(setting, {"mmdetection": mmdet.step, "standard": own.step})
         fixed = {"mmdetection, one batch": mmdet.again, "standard, one batch": own.again}
         times |= race(setting, fixed)

@@ -18,8 +18,9 @@ from aal_bench.data.subset import some
 from aal_bench.detection import mmconfig
 from aal_bench.detection.adversarial import Adversarial
 from aal_bench.detection.build import raw_outputs
+from aal_bench.detection.checked import dropped, sentence
 from aal_bench.detection.fingerprint import fingerprint
-from aal_bench.detection.layouts import find
+from aal_bench.detection.layouts import file_names, find
 from aal_bench.detection.objective import DetectionObjective
 from aal_bench.detection.objects import coco_objects_of, objects_of
 from aal_bench.detection_evidence import DetectionEvidence
@@ -45,6 +46,8 @@ class ObjectDetection:
         self.plain = mmconfig.plain(run.model.name, self.config.config)
         self.images = find(run.task, data_dir)
         self.test = mmconfig.test_set(run, self.images.test[0])
+        if told := sentence("test", dropped(self.test)):
+            print(f"data      {told}", flush=True)
         self.rows = some(len(self.test), run.limits.eval)
         self._fingerprint = fingerprint(self.test)
 
@@ -74,11 +77,26 @@ class ObjectDetection:
                 f"task {self.task.name} has no validation split: set train.validation=0, or"
                 " detection.validation to one"
             )
+        if self.task.train.validation:
+            self._enough_to_validate()
         if self.task.train.checkpoint_every is not None:
             raise UserError(
                 "train.checkpoint_every: a detector is saved after every epoch; omit it"
             )
         mmconfig.check(self.task.train)
+
+    def _enough_to_validate(self) -> None:
+        """Hold ``train.validation`` to the split's size: COCO's metric counts all of its images."""
+        wanted, part = self.task.train.validation, self.images.validation[0]
+        path = Path(part["data_root"]) / part["ann_file"]
+        if self.config.coco:
+            there = len(file_names(path))
+        else:
+            there = len(path.read_text(encoding="utf-8").split())
+        if wanted > there or (self.config.coco and wanted < there):
+            raise UserError(
+                f"train.validation = {wanted}, but {path.name} has {there} images: set {there}"
+            )
 
     # ---- model and training ------------------------------------------------------------------
 

@@ -8,4 +8,5 @@ mmdet_ssd.repair()
 with mmdet_ssd.without_notices():
     # A faster COCO metric, which nobody here uses, says that it is not installed.
     import_quietly("mmdet.evaluation", *mmdet_ssd.NOTICES, "faster_coco_eval is not installed")
+    import_quietly("mmdet.datasets", *mmdet_ssd.NOTICES)
 mmdet_eval_map.repair()

@@ -13,19 +13,12 @@ import os
 from collections import Counter
 from typing import Any, NamedTuple
 
+from mmdet.datasets import BaseDetDataset, CocoDataset, XMLDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.registry import DATASETS
+
 from aal_bench.detection import annotations, images
 from aal_bench.errors import UserError
-from aal_bench.toolkits import mmcv_ops, mmdet_ssd
-from aal_bench.toolkits._quiet import import_quietly
-
-mmcv_ops.repair()
-mmdet_ssd.repair()
-with contextlib.redirect_stdout(io.StringIO()):  # it says that a package of its makers is absent
-    import_quietly("mmdet.datasets", *mmdet_ssd.NOTICES)
-
-from mmdet.datasets import BaseDetDataset, CocoDataset, XMLDataset  # noqa: E402
-from mmdet.datasets.api_wrappers import COCO  # noqa: E402
-from mmdet.registry import DATASETS  # noqa: E402
 
 
 class Dropped(NamedTuple):

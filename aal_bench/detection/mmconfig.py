@@ -185,7 +185,12 @@ def _data(
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     if options.validation:
         config.val_cfg = {"type": "ValLoop"}
-        config.val_dataloader = tested(validation[0], config.test_pipeline, workers)
+        held = (
+            {**validation[0]}
+            if detection.coco
+            else {**validation[0], "indices": options.validation}
+        )
+        config.val_dataloader = tested(held, config.test_pipeline, workers)
         config.val_evaluator = evaluator(detection, validation[0])
     config.test_dataloader = tested(test[0], config.test_pipeline, workers)
     config.test_evaluator = evaluator(detection, test[0])

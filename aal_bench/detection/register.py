@@ -5,10 +5,6 @@
 
 from __future__ import annotations
 
-from aal_bench.toolkits import mmdet_ssd
-
-# Registered by being imported.
-with mmdet_ssd.without_notices():
-    from aal_bench.detection import checked, detector, hooks, seeded
+from aal_bench.detection import checked, detector, hooks, seeded
 
 __all__ = ["checked", "detector", "hooks", "seeded"]

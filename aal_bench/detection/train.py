@@ -19,6 +19,7 @@ from aal_bench import environment
 from aal_bench.config import Run
 from aal_bench.detection import mmconfig
 from aal_bench.detection.adversarial import Adversarial
+from aal_bench.detection.checked import dropped, sentence
 from aal_bench.detection.wrapped import bare, weights_of
 from aal_bench.errors import UserError
 from aal_bench.files import replacing, write_text
@@ -204,6 +205,9 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
         # Plain data-parallel training calls no detector's train_step.
         config.model_wrapper_cfg = {"type": "MMSeparateDistributedDataParallel"}
     loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
+    told = sentence("train", dropped(loader.dataset.dataset))  # pyright: ignore
+    if told and environment.rank() == 0:
+        print(f"data      {told}", flush=True)
     images = len(loader.dataset)  # pyright: ignore[reportArgumentType]
     if -(-images // environment.processes()) % config.train_dataloader.batch_size == 1:
         config.train_dataloader.drop_last = True  # a batch of one

@@ -104,7 +104,7 @@ def detections(
     """
     masked = all(one.mask is not None for one in shown)
     width, budget = 4 if masked else 3, f"{255 * eps:g}/255"
-    figure = blank((PANEL + 0.3) * width + 0.9 * masked, (PANEL + 0.45) * len(shown) + 1.1)
+    figure = blank((PANEL + 0.3) * width + 0.9 * masked, (PANEL + 0.3) * len(shown) + 1.1)
     grid = figure.subplots(len(shown), width, squeeze=False)
     tints = colours(len(classes))
     heads = [
@@ -122,7 +122,7 @@ def detections(
         row[2].imshow((0.5 + (attacked - x) / (2 * eps)).clip(0, 1))
         row[0].set_ylabel(one.name if len(one.name) <= 30 else f"...{one.name[-27:]}", fontsize=9)
     if masked:
-        _masks(figure, grid[:, 3], shown)
+        _masks(figure, list(grid[:, 3]), shown)
     for axes, head in zip(grid[0], heads, strict=False):
         axes.set_title(head, fontsize=11)
     for axes in grid.flat:
@@ -263,7 +263,8 @@ def _masks(figure: Any, column: Sequence[Any], shown: Sequence[Shown]) -> None:
         axes.imshow(_picture(one.image).mean(2), cmap="gray", vmin=0, vmax=1)
         heat = axes.imshow(mask, cmap="inferno", alpha=0.6, vmin=middle - half, vmax=middle + half)
         axes.set_xlabel(f"{mask.min():.4f} to {mask.max():.4f}", fontsize=9)
-    figure.colorbar(heat, ax=list(column), shrink=0.5, aspect=30).set_label("$M^a$", rotation=0)
+    bar = figure.colorbar(heat, ax=column, shrink=0.5, aspect=30)
+    bar.ax.set_title("$M^a$", fontsize=11)
 
 
 def _legend(

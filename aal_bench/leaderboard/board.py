@@ -167,6 +167,8 @@ def _section(task_hash: str, group: Sequence[Entry], task: Task | None) -> Secti
 
 def _check_place(entry: Entry, place: tuple[str, ...]) -> None:
     result = entry.result
+    if result.task.family == "detection":
+        raise UserError(f"{entry.path}: {entries.NO_BOARD}")
     right = (result.task.id, result.threat.norm)
     if place != right:
         raise UserError(

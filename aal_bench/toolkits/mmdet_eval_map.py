@@ -10,10 +10,11 @@ numbers are the same.
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
 from multiprocessing.pool import ThreadPool
 from typing import Any
+
+from aal_bench.toolkits._quiet import import_quietly
 
 
 def fault_present() -> bool:
@@ -34,4 +35,4 @@ def _module() -> Any:
 
     mmcv_ops.repair()
     with mmdet_ssd.without_notices():
-        return importlib.import_module("mmdet.evaluation.functional.mean_ap")
+        return import_quietly("mmdet.evaluation.functional.mean_ap", *mmdet_ssd.NOTICES)

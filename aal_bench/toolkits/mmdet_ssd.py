@@ -23,12 +23,13 @@ from aal_bench.toolkits import mmcv_ops
 from aal_bench.toolkits._quiet import import_quietly
 
 # Python warns of escape sequences in mmdet's sources when it first compiles them; mmdet uses an old
-# name of mmcv's; clr_head logs that it lacks a CUDA operator of its own; and the data sets print
-# that those of the fork's company are not there.
+# name of mmcv's; a metric that nobody asked for is absent; clr_head logs that it lacks a CUDA
+# operator of its own; and the data sets print that those of the fork's company are not there.
 NOTICES = (
     "invalid escape sequence",
     "``MultiScaleDeformableAttention`` has been moved",
     "`torch.jit.interface` is deprecated",
+    "faster_coco_eval is not installed",
 )
 LANE_NOTICE = "Line NMS is not compiled"
 

@@ -181,6 +181,8 @@ def compare(a: Path, b: Path, as_json: bool) -> None:
 
     Few-shot: episode by episode (paired t-test of the episodes' accuracies).
 
+    Detection: mAP on the same bootstrap resamples of the images.
+
     A and B are entries (.json) or folders of finished runs.
     """
     from aal_bench.leaderboard import compare as comparing

@@ -75,7 +75,7 @@ TOOLKITS = (
     Toolkit("accelerate", "accelerate"),
     Toolkit("mmengine", "onedl-mmengine", "detection"),
     Toolkit("mmcv", "onedl-mmcv", "detection", ("mmcv_ops",)),
-    Toolkit("mmdet", "onedl-mmdetection", "detection", ("mmdet_ssd",)),
+    Toolkit("mmdet", "onedl-mmdetection", "detection", ("mmdet_ssd", "mmdet_eval_map")),
     Toolkit("learn2learn", "learn2learn", "fewshot", ("learn2learn_import",), LEARN2LEARN),
     Toolkit("ray", "ray", "cluster"),
 )

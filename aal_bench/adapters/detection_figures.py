@@ -18,7 +18,8 @@ from aal_bench.adapters.pictures import identity, metrics
 from aal_bench.attacks.linf import attacking
 from aal_bench.boxes import Detections
 from aal_bench.detection_evidence import DetectionEvidence
-from aal_bench.figures.detections import Bar, Shown, detections, precisions
+from aal_bench.figures.detections import Shown, detections
+from aal_bench.figures.precisions import Bar, precisions
 from aal_bench.methods.base import Batch, Method
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ class Adversarial:
         method: attacks and states the loss.
         update: what happens around the optimiser step.
         bf16: autocast the network's passes to bfloat16; the loss stays in float32.
-        channels_last: lay the images out so; the weights' layout is the detector's.
+        channels_last: lay out so the images; and the weights, by whoever arms the detector.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Adversarial:
         update.check(method)
         self.method, self.update = method, update
         self.bf16 = bf16
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     @property
     def owns_step(self) -> bool:
@@ -72,7 +72,7 @@ class Adversarial:
         objective = self.objective(detector)
         if not self.method.attacks and type(self.method).loss is Method.loss:
             # Nothing to do in pixel space: the very inputs and losses of MMDetection.
-            return objective.losses(inputs.contiguous(memory_format=self._format), samples)
+            return objective.losses(inputs.contiguous(memory_format=self.memory_format), samples)
         batch, x_adv = self._attacked(detector, objective, inputs, samples)
         loss = self.method.loss(detector, batch, x_adv, objective)
         self.method.after_step(batch, x_adv)
@@ -120,7 +120,7 @@ class Adversarial:
 
     def _batch(self, space: PixelSpace, inputs: Tensor, targets: Targets) -> Batch:
         now = clock()
-        x = space.pixels(inputs).contiguous(memory_format=self._format)
+        x = space.pixels(inputs).contiguous(memory_format=self.memory_format)
         return Batch(
             x=x,
             targets=targets,

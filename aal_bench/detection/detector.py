@@ -31,6 +31,7 @@ class AttackedSingleStageDetector(SingleStageDetector):
         if attack is not None:
             self.init_weights()  # before the surgery, as everywhere else: the same draws
             self.adversarial = armed(self, **attack)
+            self.to(memory_format=self.adversarial.memory_format)
 
     @property
     def gate_sites(self) -> dict[str, str]:

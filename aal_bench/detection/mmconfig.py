@@ -95,6 +95,7 @@ def resolved(
     config.custom_hooks.append({"type": "Resumable"})
     config.randomness = {"seed": run.seed, "deterministic": False}
     config.default_hooks.pop("visualization", None)
+    config.visualizer.pop("name")  # a name of its own for each run of a process
     return config
 
 

@@ -214,7 +214,7 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
         loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
     mmconfig.warm_up(config, run.task.train, len(loader))
     config.resume = any(Path(config.work_dir).glob("epoch_*.pth"))
-    detector.to(memory_format=torch.channels_last)
+    detector.to(memory_format=adversarial.memory_format)
     steps = len(loader) * run.task.train.epochs
     with track("train", steps) as progress:
         keeper = Keeper(run, folder, progress)

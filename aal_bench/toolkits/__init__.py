@@ -20,6 +20,7 @@ robustbench_state         ``benchmark(aa_state_path=...)`` takes the mean of a b
 robustbench_template      ``leaderboard.html.j2`` is in neither wheel nor sdist
 mmcv_ops                  ``import mmdet.models`` needs mmcv's compiled operators
 mmdet_ssd                 SSD prediction: 'SSDHead' object has no attribute 'loss_cls'
+mmdet_eval_map            ``eval_map`` forks a process with threads for every stage, and may hang
 learn2learn_import        importing learn2learn prints gym's notice
 learn2learn_vision *      ``CNN4`` fits images of 84 pixels only: ``cnn4()`` computes the size
 learn2learn_resnet12 *    ``ResNet12``: DropBlock and pooling fit 84 pixels only; its counter of

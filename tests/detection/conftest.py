@@ -1,8 +1,10 @@
 """Small folders of VOC's and of COCO's layout: noise, with a red or blue rectangle an object."""
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -219,109 +221,34 @@ def scope() -> None:
     init_default_scope("mmdet")
 
 
-FED = 264
-"""Side of the images fed to small networks: the least that leaves seven maps."""
-EXAMPLES = {
-    0: [(30.0, 40.0, 120.0, 150.0, 0), (10.0, 10.0, 60.0, 50.0, 1)],
-    1: [(100.0, 20.0, 200.0, 90.0, 1)],
-}
-"""Objects of the first and the second image of a batch: box and class."""
-
-
-def shrink(config: Any) -> Any:
-    """SSD-512 on ResNet-34 with an eighth of the channels: a pass takes 30 ms."""
-    widths = (16, 32, 64, 16, 16, 16, 16)
-    config.model.backbone.base_channels = 8
-    config.model.neck.in_channels, config.model.neck.out_channels = widths[:3], widths
-    config.model.bbox_head.in_channels = widths
-    return config
-
-
-def enliven(detector: Any) -> None:
-    """As after some training: ResNet's blocks pass nothing on at first, statistics are 0 and 1."""
-    import torch
-
-    norms = [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm in norms:
-            norm.weight.uniform_(0.5, 1.0)
-            norm.momentum = 1.0
-        detector.train()
-        detector.extract_feat(torch.randn(4, 3, FED, FED))
-    for norm in norms:
-        norm.momentum = 0.1
+@pytest.fixture(scope="session")
+def small() -> ModuleType:
+    """The module `small`; its ``__file__`` is also a program."""
+    path = Path(__file__).with_name("small.py")
+    spec = importlib.util.spec_from_file_location("detection_small", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
-def small_detector() -> Callable[..., Any]:
-    """``small_detector(seed=0, attack=None, pad_size_divisor=32)``: two classes, in train mode."""
-
-    def make(seed: int = 0, attack: dict[str, Any] | None = None, **preprocessor: Any) -> Any:
-        import torch
-        from mmdet.registry import MODELS
-
-        from aal_bench.detection import mmconfig
-        from aal_bench.detection.quiet import quiet
-
-        config = shrink(mmconfig.plain("ssd512-resnet34", "voc0712"))
-        mmconfig._resize(config, FED, "voc")
-        config.model.bbox_head.num_classes = len(NAMES)
-        config.model.data_preprocessor.update(preprocessor)
-        config.model.attack = attack
-        torch.manual_seed(seed)
-        detector = MODELS.build(config.model)
-        with quiet():
-            detector.init_weights()
-        enliven(detector)
-        return detector
-
-    return make
+def small_detector(small) -> Callable[..., Any]:
+    """`small.detector`."""
+    return small.detector
 
 
 @pytest.fixture(scope="session")
-def make_batch() -> Callable[..., Any]:
-    """``make_batch(detector, sizes=[(264, 264), (264, 200)], objects=EXAMPLES)``: preprocessed.
-
-    Noise as OpenCV reads it, in whole numbers; returns (inputs, data samples).
-    """
-
-    def make(
-        detector: Any,
-        sizes: Sequence[tuple[int, int]] = ((FED, FED), (FED, FED)),
-        objects: dict[int, list[Any]] | None = None,
-        images: Sequence[Any] | None = None,
-        seed: int = 1,
-    ) -> Any:
-        import torch
-        from mmdet.structures import DetDataSample
-        from mmengine.structures import InstanceData
-
-        noise = torch.Generator().manual_seed(seed)
-        if images is None:
-            images = [
-                torch.randint(256, (3, h, w), dtype=torch.uint8, generator=noise) for h, w in sizes
-            ]
-        samples = []
-        for i, image in enumerate(images):
-            rows = (EXAMPLES if objects is None else objects).get(i, [])
-            shape = tuple(image.shape[1:])
-            truth = InstanceData(
-                bboxes=torch.tensor([row[:4] for row in rows]).reshape(-1, 4),
-                labels=torch.tensor([int(row[4]) for row in rows], dtype=torch.long),
-            )
-            meta = {"img_shape": shape, "ori_shape": shape, "scale_factor": (1.0, 1.0)}
-            samples.append(DetDataSample(metainfo=meta, gt_instances=truth))
-        data = {"inputs": list(images), "data_samples": samples}
-        data = detector.data_preprocessor(data, True)
-        return data["inputs"], data["data_samples"]
-
-    return make
+def make_batch(small) -> Callable[..., Any]:
+    """`small.batch`."""
+    return small.batch
 
 
 @pytest.fixture
-def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_networks(small, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of ``ssd512-resnet34`` train the small network."""
     from aal_bench.detection import mmconfig
 
     whole = mmconfig.plain
-    monkeypatch.setattr(mmconfig, "plain", lambda *names: shrink(whole(*names)))
+    monkeypatch.setattr(mmconfig, "plain", lambda *names: small.shrink(whole(*names)))

@@ -125,9 +125,9 @@ def test_classes_are_those_of_the_task_in_its_order(model, task):
 
     config, stated = mmconfig.plain(model, task), read_task(registry.task_file(task))
     dataset = config.test_dataloader.dataset
-    classes = dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO[
-        "classes"
-    ]
+    classes = (
+        dataset.get("metainfo", {}).get("classes") or DATASETS.get(dataset.type).METAINFO["classes"]
+    )
     assert stated.detection is not None
     assert tuple(classes) == stated.detection.names
 

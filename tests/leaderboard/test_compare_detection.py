@@ -126,7 +126,7 @@ class TestDifference:
                 assert line.ci95 == pytest.approx(expected, abs=1e-12)
 
     def test_what_unpaired_intervals_hide_the_same_draws_show(self, write_run):
-        """B finds what A finds, but for three images in forty: nothing else differs."""
+        """B finds what A finds, but for six images of forty: nothing else differs."""
         a, b = blank(40), blank(40)
         right = np.random.default_rng(5).random(40) < 0.7
         worse = right.copy()

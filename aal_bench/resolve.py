@@ -20,6 +20,7 @@ from aal_bench.config import (
 )
 from aal_bench.errors import UserError, did_you_mean
 from aal_bench.hashing import sha256_file
+from aal_bench.mm_files import config_path, config_sha256
 from aal_bench.plugins import source_sha256
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def resolve(request: Request) -> Run:
         "task": task,
         "method": _choice(request.method, method.model_dump(mode="json")),
         "update": _choice(request.update, update.model_dump(mode="json")),
-        "model": _choice(model, {}),
+        "model": _model(model, task),
         "protocol": _protocol_name(request.protocol or task.protocol, task, request.smoke),
         "limits": Limits(
             train=_smaller(request.limit_train, small["train"] if request.smoke else None),
@@ -191,6 +192,16 @@ def _method(name: str, family: str) -> type[Method]:
             " aal_bench.methods.base.Method"
         )
     return found
+
+
+def _model(name: str, task: Task) -> Choice:
+    """A detector is what its MMDetection config says: the files are part of the configuration."""
+    if task.detection is None:
+        return _choice(name, {})
+    if ":" in name:
+        raise UserError(f"--model {name}: a detector is a config of tasks/detection (list models)")
+    source = config_sha256(config_path(name, task.detection.config))
+    return Choice(name=name, source=source)
 
 
 def _choice(name: str, options: dict[str, Any]) -> Choice:

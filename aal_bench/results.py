@@ -76,7 +76,7 @@ def run_hash(
             "task_hash": task_hash,
             "threat": threat.model_dump(mode="json"),
             "model": model.model_dump(
-                mode="json", include={"name", "loader", "normalisation", "surgery"}
+                mode="json", include={"name", "loader", "normalisation", "source", "surgery"}
             ),
             "checkpoint": None if model.checkpoint is None else model.checkpoint.sha256,
             "evaluation": stages,

@@ -143,6 +143,8 @@ class ModelBlock(Block):
     """None while training has not finished."""
     loader: str | None = None
     """``module:function`` that rebuilds the model."""
+    source: Sha256 | None = None
+    """Of the MMDetection config that describes it, bases included; absent for any other."""
     surgery: dict[str, Any] | None = None
     """Method and options that put a gate into the network or answer its episodes; None: as the
     toolkit has it."""
@@ -156,6 +158,10 @@ class ModelBlock(Block):
     """Measured: two forwards of the same images agree bit by bit."""
     optimises_at_inference: bool = False
     """Declared: the model runs an optimisation of its own when it predicts."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent(dump(self), "source")
 
 
 class DataSource(Block):

@@ -111,6 +111,7 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "macs": _multiply_accumulates(forward, run),
         "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
         "loader": _loader(run) if job.foreign is None else job.foreign.loader,
+        "source": run.model.source if run.task.detection is not None else None,
         # A few-shot method answers the test episodes too: its name is part of what was attacked.
         "surgery": run.method.identity() if has_gate(model) or run.task.episodes else None,
         "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from aal_bench.config import Detection, Run, Train
 from aal_bench.errors import UserError
-from aal_bench.paths import data_folder
+from aal_bench.mm_files import config_path
 from aal_bench.threat import format_fraction
 
 GRIDS = (64, 32, 16, 8, 4, 2, 1)
@@ -26,11 +26,7 @@ def plain(model: str, config: str) -> Any:
     Raises:
         UserError: there is no such file.
     """
-    folder = data_folder("tasks") / "detection"
-    path = folder / f"{model}_{config}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
-        raise UserError(f"no MMDetection config {path.name} in {folder.name}/; there are {known}")
+    path = config_path(model, config)
     from mmengine.config import Config
     from mmengine.registry import DefaultScope, init_default_scope
 

@@ -1,0 +1,41 @@
+"""The files of an MMDetection config, without MMDetection: which they are, and their hash."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from aal_bench.errors import UserError
+from aal_bench.hashing import sha256_file, sha256_json
+from aal_bench.paths import data_folder
+
+
+def config_path(model: str, config: str) -> Path:
+    """The file ``tasks/detection/<model>_<config>.py``.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = data_folder("tasks") / "detection"
+    path = folder / f"{model}_{config}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.py")))
+        raise UserError(f"no MMDetection config {path.name} in {folder.name}/; there are {known}")
+    return path
+
+
+def config_sha256(path: Path) -> str:
+    """Hex sha256 over a config and every file that its ``_base_`` names, directly or not.
+
+    Priors, thresholds and augmentation are in these files: others are another configuration.
+    """
+    return sha256_json({file.name: sha256_file(file) for file in _with_bases(path)})
+
+
+def _with_bases(path: Path) -> list[Path]:
+    found = [path]
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_base_":
+            for base in ast.literal_eval(statement.value):
+                found += _with_bases(path.parent / base)
+    return found

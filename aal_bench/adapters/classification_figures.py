@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from aal_bench import figures
-from aal_bench.aal.attention import has_gate
-from aal_bench.adapters.pictures import identity, metrics, selective
+from aal_bench.adapters.pictures import identity, is_selective, metrics, selective
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
 from aal_bench.data.splits import Images
 from aal_bench.evidence import wilson
@@ -39,7 +38,7 @@ def draw(adapter: Classification, method: Method, model: nn.Module, folder: Path
     if rows:
         figures.training_curves(rows, target / "training.png", told)
         drawn.append("figures/training.png")
-    if has_gate(model) and hasattr(method, "association"):
+    if is_selective(method, model):
         # A copy: a method that crafts in train mode moves the running statistics.
         shown, path = next(_batches(adapter, SHOWN)), target / "selective_attack.png"
         selective(adapter, method, deepcopy(model), shown, path, told)

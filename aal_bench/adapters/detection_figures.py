@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from aal_bench import figures
-from aal_bench.aal.attention import has_gate
 from aal_bench.aal.kernels import upsample
-from aal_bench.adapters.pictures import identity, metrics
+from aal_bench.adapters.pictures import identity, is_selective, metrics
 from aal_bench.attacks.linf import attacking
 from aal_bench.boxes import Detections
 from aal_bench.detection_evidence import DetectionEvidence
@@ -140,14 +139,11 @@ def _masks(
     adapter: ObjectDetection, method: Any, model: nn.Module, clean: DetectionBatch
 ) -> Tensor | None:
     """M^a (B, 1, H, W) of the method's own attack, which needs the labels; None: it has none."""
-    if not has_gate(model) or not hasattr(method, "association"):
+    if not is_selective(method, model):
         return None
     x, lr = clean.x, adapter.task.train.lr
     batch = Batch(x=x, targets=clean.targets, idx=torch.arange(len(x)), progress=1.0, lr=lr)
-    method.association = None
     method.attack(model, batch, adapter.objective(model))
-    if method.association is None:  # a control that attacks nothing
-        return None
     size = (x.shape[-2], x.shape[-1])
     return upsample(method.association.Ma, size).detach().float().cpu()
 

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from aal_bench import figures
-from aal_bench.aal.attention import has_gate
-from aal_bench.adapters.pictures import identity, metrics, selective
+from aal_bench.adapters.pictures import identity, is_selective, metrics, selective
 from aal_bench.data.augment import to_unit
 from aal_bench.evidence import Evidence
 from aal_bench.figures.episodes import accuracy_over_episodes, one_episode
@@ -36,7 +35,7 @@ def draw(adapter: FewShot, method: Method, model: nn.Module, folder: Path) -> li
     if rows:
         figures.training_curves(rows, target / "training.png", told)
         drawn.append("figures/training.png")
-    if has_gate(model) and getattr(method.options, "reading", "F1") in {"F1", "F2"}:
+    if is_selective(method, model) and getattr(method.options, "reading", "F1") in {"F1", "F2"}:
         order = torch.arange(SHOWN)
         device = torch.device(adapter.run.device)
         images = next(

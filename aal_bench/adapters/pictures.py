@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from aal_bench import figures
+from aal_bench.aal.attention import has_gate
 from aal_bench.aal.kernels import upsample
 from aal_bench.config import Run
 from aal_bench.data.splits import Images
@@ -31,6 +32,12 @@ def metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def is_selective(method: Any, model: nn.Module) -> bool:
+    """Whether `method` attacks `model` inside a mask, which `selective` can show."""
+    control = getattr(method.options, "control", None)
+    return has_gate(model) and hasattr(method, "association") and control != "no_attack"
 
 
 def selective(

@@ -38,9 +38,9 @@ class Throttled:
     def flush(self) -> None:
         """Pass on what has gathered."""
         if self._waiting:
-            began = time.monotonic()
+            began = time.perf_counter()
             self.saved(self._seconds, self._worst)
-            self._took = time.monotonic() - began
+            self._took = time.perf_counter() - began
             self._forget()
 
     def _forget(self) -> None:

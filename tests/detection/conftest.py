@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -252,3 +255,17 @@ def small_networks(small, monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = mmconfig.plain
     monkeypatch.setattr(mmconfig, "plain", lambda *names: small.shrink(whole(*names)))
+
+
+@pytest.fixture(scope="session")
+def server(small) -> Iterator[Any]:
+    """`small.Server`."""
+    command = [sys.executable, small.__file__]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        yield small.Server(process)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0

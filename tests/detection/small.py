@@ -6,8 +6,10 @@ torch once, and forks a process for every run, which may be killed.
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 FED = 264
@@ -113,10 +115,92 @@ def batch(
     return data["inputs"], data["data_samples"]
 
 
-def serve() -> None:
-    """Answer lines of JSON: ``{"run": [...], "env": {...}, "log": file}`` begins a run and gives
-    ``{"pid": n}``; ``{"wait": pid}`` gives how it ended.
+SAME = [(100.0, 20.0, 200.0, 90.0, 1)]
+"""Objects of every image: all have as many positives, so that a mean of halves is the mean."""
+
+
+def four_images() -> list[Any]:
+    """Noise, for two processes."""
+    import torch
+
+    noise = torch.Generator().manual_seed(5)
+    size = (3, FED, FED)
+    return [torch.randint(256, size, dtype=torch.uint8, generator=noise) for _ in range(4)]
+
+
+def step(net: Any, wrapped: Any, images: list[Any]) -> float:
+    """Take one step of MMEngine's; returns how far the images last fed were from the first.
+
+    Batch norms are in eval mode: each image by itself, the same among two and four.
     """
+    import torch
+    from mmengine.optim import OptimWrapper
+
+    from aal_bench.detection.pixels import PixelSpace
+
+    wrapped.train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    seen = []
+    hook = net.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    optimizer = OptimWrapper(torch.optim.SGD(wrapped.parameters(), lr=0.01))
+    _, samples = batch(net, images=images, objects=dict.fromkeys(range(4), SAME))
+    wrapped.train_step({"inputs": images, "data_samples": samples}, optimizer)
+    hook.remove()
+    space = PixelSpace(net.data_preprocessor)
+    return float((space.pixels(seen[-1]) - space.pixels(seen[0])).abs().max())
+
+
+def data_parallel(wrapper: str, attack: dict[str, Any], folder: str) -> None:
+    """Take that step as one of two processes, on its own two images, and save what came of it."""
+    import torch
+    from mmengine.registry import MODEL_WRAPPERS
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    net = detector(attack=attack)
+    wrapped = MODEL_WRAPPERS.get(wrapper)(module=net, broadcast_buffers=False)
+    moved = step(net, wrapped, four_images()[2 * rank : 2 * rank + 2])
+    state = {name.replace(".module.", "."): value for name, value in net.state_dict().items()}
+    torch.save({"moved": moved, "state": state}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+class Server:
+    """This file as a program, asked over its standard input: processes that import nothing more."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+
+    def _ask(self, **asked: Any) -> dict[str, Any]:
+        print(json.dumps(asked), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def begin(self, log: Path, call: str, *arguments: Any, **env: str) -> int:
+        """Begin `call` in a process of its own; returns its id."""
+        return self._ask(call=call, arguments=arguments, env=env, log=str(log))["pid"]
+
+    def ended(self, pid: int) -> int:
+        """Wait for it; returns its exit status, or minus the signal that ended it."""
+        return self._ask(wait=pid)["status"]
+
+    def launch(self, logs: list[Path], call: str, *arguments: Any) -> None:
+        """As torchrun does: a process for each rank, its place in its environment."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = {"WORLD_SIZE": str(len(logs)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pids = [
+            self.begin(log, call, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **common)
+            for rank, log in enumerate(logs)
+        ]
+        statuses = [self.ended(pid) for pid in pids]
+        assert statuses == [0] * len(logs), [log.read_text() for log in logs]
+
+
+def serve() -> None:
+    """Answer lines of JSON: ``call`` begins one and gives its ``pid``; ``wait`` its ``status``."""
     import torch
     import torch._dynamo  # an optimiser's first step imports it, which takes seconds
 
@@ -128,7 +212,7 @@ def serve() -> None:
     assert all((adapter, train, run))  # imported once, for every process
     torch.set_num_threads(1)
     whole = mmconfig.plain
-    mmconfig.plain = lambda *names: shrink(whole(*names))
+    calls = {"run": lambda *given: main(["run", *given]), "data_parallel": data_parallel}
     for line in sys.stdin:
         asked = json.loads(line)
         if "wait" in asked:
@@ -141,7 +225,10 @@ def serve() -> None:
             log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            main(asked["run"])
+            if asked["call"] == "run":
+                mmconfig.plain = lambda *names: shrink(whole(*names))
+            calls[asked["call"]](*asked["arguments"])
+            sys.exit(0)
         print(json.dumps({"pid": pid}), flush=True)
 
 

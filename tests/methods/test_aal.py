@@ -216,7 +216,9 @@ def test_the_gaussian_control_has_the_selective_perturbations_norm(toy, batch, m
     torch.testing.assert_close(*norms)
     assert not torch.equal(noise, found)
     assert noisy.log["mean_k"] == selective.log["mean_k"]
-    assert not attack(make(name, control="gaussian_noise", detach_mask=False), net, middle).requires_grad
+    assert not attack(
+        make(name, control="gaussian_noise", detach_mask=False), net, middle
+    ).requires_grad
 
 
 @pytest.mark.parametrize("control", ["none", "no_gate"])

@@ -83,9 +83,7 @@ def test_the_two_gradients_of_one_pass_are_those_of_two(toy, batch, make):
     method, net = make("mtd"), toy()
     objective = TwoTasks(net.eval())
     for part, found in enumerate(method._gradients(batch.x, batch, objective)):
-        alone = input_gradient(
-            lambda v, p=part: objective.parts_of(v, batch.targets)[p], batch.x
-        )
+        alone = input_gradient(lambda v, p=part: objective.parts_of(v, batch.targets)[p], batch.x)
         torch.testing.assert_close(found, alone)
 
 

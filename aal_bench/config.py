@@ -67,8 +67,9 @@ class Data(Strict):
 
     name: str
     """Loader: an embedded set (``digits``) or one on disk (``cifar10``, ``imagenet``, ...)."""
-    classes: int = Field(ge=2)
-    """Of the training split; a few-shot task's other splits have other classes."""
+    classes: int = Field(ge=1)
+    """Of the training split; a few-shot task's other splits have other classes. Two at least, but
+    for detection."""
     size: int = Field(gt=0)
     """Side of the square images fed to the model, in pixels."""
     resize: int | None = None
@@ -239,10 +240,17 @@ class Task(Strict):
     def _detecting(self) -> Task:
         if (self.family == "detection") != (self.detection is not None):
             raise ValueError('family = "detection" and the table [detection] go together')
+        if self.detection is None and self.data.classes < 2:
+            raise ValueError(f"data.classes = {self.data.classes}: two at least")
         if (self.train.augment == "ssd") > (self.detection is not None):
             raise ValueError('train.augment = "ssd" is for detection')
         if self.detection is None:
             return self
+        if self.detection.coco != (self.data.name == "coco"):
+            raise ValueError(
+                f"detection.metric = {self.detection.metric!r} does not fit data.name ="
+                f" {self.data.name!r}: map_coco and its kin are for COCO files"
+            )
         if self.train.augment not in {"ssd", "none"}:
             raise ValueError("train.augment of detection is ssd or none")
         names = self.detection.names

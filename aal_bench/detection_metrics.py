@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aal_bench import average_precision, coco_precision
-from aal_bench.average_precision import Curve, Matched, curve
+from aal_bench.average_precision import Curve, Matched, Sort, curve
 from aal_bench.config import Convention
 from aal_bench.detection_evidence import DetectionEvidence, same_images
 from aal_bench.errors import UserError
@@ -61,13 +61,21 @@ _TAKEN: Mapping[Convention, _Taken] = {
 }
 
 
-def means(evidence: DetectionEvidence, stage: str) -> dict[Convention, float]:
+def means(
+    evidence: DetectionEvidence, stage: str, sort: Sort = "stable"
+) -> dict[Convention, float]:
     """Mean average precision of a stage (or ``"clean"``) in each of the table's conventions.
+
+    Args:
+        evidence: the table.
+        stage: complete.
+        sort: order of equal scores of a VOC evaluator: the table's, or numpy's fastest, which is
+            MMDetection's and the processor's.
 
     Raises:
         UserError: a row of the stage is missing.
     """
-    found = _average(evidence.conventions, _matches(evidence, stage), _once(evidence))
+    found = _average(evidence.conventions, _matches(evidence, stage, sort), _once(evidence))
     values = _over_classes(found)[:, 0]
     return dict(zip(evidence.conventions, values.tolist(), strict=True))
 
@@ -154,11 +162,11 @@ def resamples(images: int, samples: int, seed: int) -> Iterator[NDArray[np.float
         yield np.stack(draws, axis=1).astype(np.float64)
 
 
-def _matches(evidence: DetectionEvidence, stage: str) -> list[list[Matched]]:
+def _matches(evidence: DetectionEvidence, stage: str, sort: Sort = "stable") -> list[list[Matched]]:
     """Of each class its matches at each IoU of the table's evaluator."""
     if evidence.conventions[0].endswith("coco"):
         return coco_precision.match(evidence, stage)
-    return [[one] for one in average_precision.match(evidence, stage)]
+    return [[one] for one in average_precision.match(evidence, stage, sort=sort)]
 
 
 def _average(

@@ -11,7 +11,7 @@ from torch import nn
 
 from aal_bench import paths, registry
 from aal_bench.adapters.method import build_method
-from aal_bench.adapters.network import build_network
+from aal_bench.adapters.network import BUILD, build_network, loader_of
 from aal_bench.config import Normalisation, Run, parse
 from aal_bench.errors import UserError
 from aal_bench.hashing import sha256_json
@@ -32,7 +32,7 @@ class Foreign(NamedTuple):
     """``{sha256, bytes, format}`` of the weights file, or of the one that they would make."""
     described: bool = False
     """The file says itself how it is to be fed: accuracy at chance is a finding, no mistake."""
-    loader: str = "aal_bench.models.build:build"
+    loader: str = BUILD
     """``module:function`` that built the model."""
 
     @property
@@ -134,6 +134,12 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
     task = run.task.model_copy(update={"normalisation": normalisation})
     update: dict[str, Any] = {"task": task}
     if described is not None:
+        if task.detection is not None and described.source not in {None, run.model.source}:
+            raise UserError(
+                f"{source.checkpoint}: was built from another MMDetection config than"
+                f" {run.model.name}_{task.detection.config}.py is now: its priors may be others;"
+                " choose the one with --model and --set detection.config"
+            )
         if task.detection is not None and described.names != task.detection.names:
             raise UserError(
                 f"{source.checkpoint}: was trained on the classes {_few(described.names)}, the"
@@ -206,14 +212,15 @@ def _load(run: Run, source: Source) -> Foreign:
         raise UserError(f"model {run.model.name}: verdicts are taken in float32; build it so")
     if source.checkpoint is None:
         # Of the weights, not of the name: the builder may load others tomorrow.
-        return Foreign(model, weights.checkpoint_block(model))
+        return Foreign(model, weights.checkpoint_block(model), loader=loader_of(run))
     path, state = source.checkpoint, weights.read(source.checkpoint)
     if run.task.detection is not None:
         from aal_bench.detection.build import check_classes
 
         check_classes(state, model, path, run.task.detection.names)
     weights.load_into(model, state, path, run.model.name)
-    return Foreign(model, checkpoint_block(path), described=weights.describe(path) is not None)
+    described = weights.describe(path) is not None
+    return Foreign(model, checkpoint_block(path), described, loader_of(run))
 
 
 def from_robustbench(run: Run, name: str) -> Foreign:

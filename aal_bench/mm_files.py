@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 from aal_bench.errors import UserError
@@ -11,11 +12,15 @@ from aal_bench.paths import data_folder
 
 
 def config_path(model: str, config: str) -> Path:
-    """The file ``tasks/detection/<model>_<config>.py``.
+    """The file ``tasks/detection/<model>_<config>.py``, or `config` itself where it is a path.
 
     Raises:
         UserError: there is none.
     """
+    if config.endswith(".py"):
+        if not Path(config).is_file():
+            raise UserError(f"detection.config = {config}: no such file")
+        return Path(config)
     folder = data_folder("tasks") / "detection"
     path = folder / f"{model}_{config}.py"
     if not path.is_file():
@@ -29,13 +34,15 @@ def config_sha256(path: Path) -> str:
 
     Priors, thresholds and augmentation are in these files: others are another configuration.
     """
-    return sha256_json({file.name: sha256_file(file) for file in _with_bases(path)})
+    files = _with_bases(path)
+    return sha256_json({os.path.relpath(file, path.parent): sha256_file(file) for file in files})
 
 
 def _with_bases(path: Path) -> list[Path]:
     found = [path]
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_base_":
-            for base in ast.literal_eval(statement.value):
+            named = ast.literal_eval(statement.value)
+            for base in [named] if isinstance(named, str) else named:
                 found += _with_bases(path.parent / base)
     return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aal_bench import report_detection
 from aal_bench.comparison import (
@@ -248,6 +248,7 @@ def _method(result: Result) -> str:
         "run": {
             "model": config["model"]["name"],
             "seed": result.training.seeds,
+            **_backbone(config),
             **{key: config[key] for key in ("precision", "compile", "ema")},
             "threads": result.environment.threads,
         },
@@ -257,6 +258,14 @@ def _method(result: Result) -> str:
         for name, part in parts.items()
     ]
     return "## Training\n\n" + grid(("", "resolved"), rows)
+
+
+def _backbone(config: dict[str, Any]) -> dict[str, str]:
+    """What a detector's backbone started from."""
+    if config["task"].get("detection") is None:
+        return {}
+    start = config.get("pretrained")
+    return {"backbone": "from scratch" if start is None else f"weights {start['sha256'][:8]}"}
 
 
 def _cost(result: Result) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
 """What ``--smoke`` cuts a run down to."""
-SMOKE_DETECTION = {"epochs": 1, "train": 16, "eval": 4, "validation": 4}
+SMOKE_DETECTION = {"epochs": 1, "train": 16, "eval": 4, "validation": 0}
 """The same for detection, whose images are large."""
 TASK_SECTIONS = (
     *("data", "threat", "attack", "train", "evaluation", "episodes", "detection", "normalisation"),
@@ -157,8 +157,8 @@ def _classes(tree: dict[str, Any], request: Request) -> None:
         raise UserError(f"--classes {path}: not a text file with one name on each line") from None
     listed = text.splitlines() if path.is_file() else request.classes.split(",")
     names = [name.strip() for name in listed if name.strip()]
-    if len(names) < 2 or len(set(names)) != len(names):
-        told = "a class occurs twice" if len(names) > 1 else "fewer than two classes"
+    if not names or len(set(names)) != len(names):
+        told = "a class occurs twice" if names else "no class"
         raise UserError(
             f"--classes {request.classes}: {told}; write a,b,c, or a file with one on each line"
         )

@@ -158,6 +158,7 @@ def train(job: Job, adapter: Any, method: Method, update: Plain, model: nn.Modul
         method=job.run.method.name,
         options=job.run.method.options,
         names=job.run.task.detection.names if job.run.task.detection is not None else (),
+        source=job.run.model.source if job.run.task.detection is not None else None,
     )
     chosen = trained.last
     if trained.best is not None:

@@ -53,7 +53,7 @@ class TaskBlock(Block):
     """What kind of units are evaluated."""
     hash: Sha256
     """task_hash: rows are ranked together only where it is equal."""
-    classes: int = Field(ge=2)
+    classes: int = Field(ge=1)
     """Number of classes (few-shot: of an episode): AutoAttack's number of targets follows."""
     examples: int = Field(ge=1)
     """Size of the task's whole test set: images, or episodes."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aal_bench import __version__, results
 from aal_bench.aal.attention import has_gate
+from aal_bench.adapters.network import loader_of
 from aal_bench.attacks.parameters import batches
 from aal_bench.config import Normalisation, Run
 from aal_bench.files import write_text
@@ -110,7 +111,7 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "macs": _multiply_accumulates(forward, run),
         "checkpoint": checkpoint_block(path) if job.foreign is None else job.foreign.block,
-        "loader": _loader(run) if job.foreign is None else job.foreign.loader,
+        "loader": loader_of(run) if job.foreign is None else job.foreign.loader,
         "source": run.model.source if run.task.detection is not None else None,
         # A few-shot method answers the test episodes too: its name is part of what was attacked.
         "surgery": run.method.identity() if has_gate(model) or run.task.episodes else None,
@@ -118,12 +119,6 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "deterministic_forward": _deterministic(forward, images),
     }
     return block
-
-
-def _loader(run: Run) -> str:
-    if run.task.detection is not None:
-        return "aal_bench.detection.build:detector"
-    return "aal_bench.models.build:build"
 
 
 def _multiply_accumulates(model: Callable[[Tensor], Tensor], run: Run) -> int:

@@ -8,11 +8,13 @@ from typing import get_args
 
 from torch import Tensor, nn
 
+from aal_bench import environment
 from aal_bench.adapters.attack_stage import Fooled, Saved
 from aal_bench.adapters.network import build_network
 from aal_bench.adapters.throttled import Throttled
 from aal_bench.attacks.detector import DetectorStage
 from aal_bench.attacks.stages import Setting
+from aal_bench.boxes import Objects
 from aal_bench.config import Convention, Detection, Run
 from aal_bench.data.subset import some
 from aal_bench.detection import mmconfig
@@ -22,7 +24,7 @@ from aal_bench.detection.checked import dropped, sentence
 from aal_bench.detection.fingerprint import fingerprint
 from aal_bench.detection.layouts import file_names, find
 from aal_bench.detection.objective import DetectionObjective
-from aal_bench.detection.objects import coco_objects_of, objects_of
+from aal_bench.detection.objects import coco_objects_of, objects_of, objects_sha256
 from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.detection_metrics import means
 from aal_bench.errors import UserError
@@ -46,10 +48,21 @@ class ObjectDetection:
         self.plain = mmconfig.plain(run.model.name, self.config.config)
         self.images = find(run.task, data_dir)
         self.test = mmconfig.test_set(run, self.images.test[0])
-        if told := sentence("test", dropped(self.test)):
-            print(f"data      {told}", flush=True)
+        if environment.rank() == 0:
+            self._say()
         self.rows = some(len(self.test), run.limits.eval)
         self._fingerprint = fingerprint(self.test)
+        if self.config.coco:  # the objects that are scored, which are the file's own
+            _, objects = self._objects(np.arange(len(self.test)))
+            self._fingerprint |= {"labels": objects_sha256(objects)}
+
+    def _say(self) -> None:
+        """What was dropped of the test split, and what the backbone starts from."""
+        if told := sentence("test", dropped(self.test)):
+            print(f"data      {told}", flush=True)
+        start = self.run.pretrained
+        told = "from scratch" if start is None else f"{start.path} (sha256 {start.sha256[:8]})"
+        print(f"backbone  {told}", flush=True)
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the whole test split's pixels as fed, and of its objects."""
@@ -64,6 +77,7 @@ class ObjectDetection:
         """Refuse, before anything is written, what would fail after hours."""
         for name in stages:
             self.stage(name)
+        self.new_evidence()
         if not training:
             return
         for option, given in {
@@ -135,12 +149,13 @@ class ObjectDetection:
 
     def new_evidence(self) -> DetectionEvidence:
         """One row per test image, with the objects in it."""
-        if self.config.coco:
-            file = self.annotations
-            names, objects = coco_objects_of(self.test, self.rows, file, self.config.names)
-        else:
-            names, objects = objects_of(self.test, self.rows)
+        names, objects = self._objects(self.rows)
         return DetectionEvidence(self.rows, names, self.config.names, self.conventions, objects)
+
+    def _objects(self, positions: np.ndarray) -> tuple[list[str], Objects]:
+        if self.config.coco:
+            return coco_objects_of(self.test, positions, self.annotations, self.config.names)
+        return objects_of(self.test, positions)
 
     def stage(self, name: str) -> DetectorStage:
         """The stage of that name under this task's threat."""

@@ -131,8 +131,7 @@ def _attacked(
 ) -> Tensor:
     with attacking(model, bn="eval"):
         x_adv = stage.attack(adapter.objective(model), batch.x, batch.targets)
-    inside = batch.targets.inside
-    return x_adv if inside is None else torch.where(inside, x_adv, batch.x)
+    return batch.targets.restored(x_adv, batch.x)
 
 
 def _masks(

@@ -12,6 +12,14 @@ from aal_bench import registry
 from aal_bench.config import Run
 from aal_bench.models.build import build
 
+BUILD = "aal_bench.models.build:build"
+"""What makes the networks of labelled images."""
+
+
+def loader_of(run: Run) -> str:
+    """``module:function`` that makes the run's network, as a record states it."""
+    return BUILD if run.task.detection is None else "aal_bench.detection.build:detector"
+
 
 def build_network(run: Run) -> Any:
     """The run's network with as many outputs as its task and method ask for.

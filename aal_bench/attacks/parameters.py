@@ -171,9 +171,12 @@ def detector_attack(stage: str, eps: Fraction, step: Fraction) -> DetectorAttack
     if clean:
         return DetectorAttack(0, False, "total", eps, step)
     own = eps if budget is None else Fraction(int(budget), 255)
+    if own > 1:
+        return None
     if attack == "fgsm":
         return DetectorAttack(1, False, part, own, own)
-    return DetectorAttack(int(steps), True, part, own, step * own / eps)
+    alpha = step if own == eps else step * own / eps
+    return DetectorAttack(int(steps), True, part, own, alpha)
 
 
 class _Counts:

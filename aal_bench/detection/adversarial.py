@@ -70,7 +70,7 @@ class Adversarial:
                 " model_wrapper_cfg = dict(type='MMSeparateDistributedDataParallel')"
             )
         objective = self.objective(detector)
-        if not self.method.attacks and type(self.method).loss is Method.loss:
+        if _is_clean(self.method):
             # Nothing to do in pixel space: the very inputs and losses of MMDetection.
             return objective.losses(inputs.contiguous(memory_format=self.memory_format), samples)
         batch, x_adv = self._attacked(detector, objective, inputs, samples)
@@ -113,10 +113,7 @@ class Adversarial:
         batch = self._batch(objective.space, inputs, targets_of(samples, inputs))
         self.method.before_step(batch)
         x_adv = self.method.attack(detector, batch, objective)
-        inside = batch.targets.inside
-        if inside is not None:  # a random start moves the border too
-            x_adv = torch.where(inside, x_adv, batch.x)
-        return batch, x_adv
+        return batch, batch.targets.restored(x_adv, batch.x)
 
     def _batch(self, space: PixelSpace, inputs: Tensor, targets: Targets) -> Batch:
         now = clock()
@@ -133,6 +130,13 @@ class Adversarial:
     def _log(self, objective: DetectionObjective) -> dict[str, Tensor]:
         # No name may hold "loss": MMEngine would add it to what is descended.
         return {**objective.parts, **{name: v.detach() for name, v in self.method.log.items()}}
+
+
+def _is_clean(method: Method) -> bool:
+    """Whether a method leaves batch and loss as they are, and asks for no step."""
+    kept = ("attack", "loss", "before_step", "after_step")
+    same = all(getattr(type(method), name) is getattr(Method, name) for name in kept)
+    return same and not method.attacks
 
 
 def clock() -> Clock:

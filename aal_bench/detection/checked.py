@@ -179,9 +179,11 @@ class CheckedCoco(_Checked, CocoDataset):
             file = os.path.join(self.data_prefix["img"], image["file_name"])
             annotated = (image.get("width", 0), image.get("height", 0))
             image["width"], image["height"] = images.check(file, annotated)
-        for one in tree["annotations"]:
-            # MMDetection reads it, and many files that MMDetection's users write lack it.
-            one.setdefault("area", one["bbox"][2] * one["bbox"][3])
+        if any("area" not in one for one in tree["annotations"]):
+            raise UserError(
+                f"{path}: an annotation has no 'area', which COCO's metric needs; add its width"
+                " times its height"
+            )
         return coco
 
     def parse_data_info(self, raw_data_info: dict) -> dict:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aal_bench.detection.adversarial import Adversarial
 from aal_bench.detection.armed import armed
+from aal_bench.detection.wrapped import bare
 
 
 @MODELS.register_module()
@@ -55,6 +56,14 @@ class AttackedSingleStageDetector(SingleStageDetector):
         if self.adversarial is None or not self.training:
             return super().loss(batch_inputs, batch_data_samples)  # pyright: ignore
         return self.adversarial.loss(self, batch_inputs, batch_data_samples)
+
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: list[Any], rescale: bool = True
+    ) -> list[Any]:
+        """Detect; also where each part has a data-parallel wrapper, which has no ``predict``."""
+        features = self.extract_feat(batch_inputs)
+        found = bare(self.bbox_head).predict(features, batch_data_samples, rescale=rescale)
+        return self.add_pred_to_datasample(batch_data_samples, found)
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """One training step; a method that owns the optimiser's step takes it here."""

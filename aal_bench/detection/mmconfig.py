@@ -13,11 +13,6 @@ from aal_bench.threat import format_fraction
 
 GRIDS = (64, 32, 16, 8, 4, 2, 1)
 """Sides of SSD-512's maps at 512 pixels."""
-AT_512 = {
-    "voc": (35, 76, 153, 230, 307, 384, 460, 537),
-    "coco": (20, 51, 133, 215, 296, 378, 460, 542),
-}
-"""Sizes of the priors at 512 pixels: minimum of each map, and the last one's maximum."""
 
 
 def plain(model: str, config: str) -> Any:
@@ -52,7 +47,7 @@ def network(run: Run) -> Any:
 def _fit(config: Any, run: Run) -> None:
     """Size and class count of the task."""
     assert run.task.detection is not None
-    _resize(config, run.task.data.size, "coco" if run.task.detection.coco else "voc")
+    _resize(config, run.task.data.size)
     config.model.bbox_head.num_classes = run.task.data.classes
     statistics = run.task.normalisation
     config.model.data_preprocessor.mean = [255 * value for value in statistics.mean]
@@ -109,7 +104,7 @@ def _attack(run: Run) -> dict[str, Any]:
     }
 
 
-def _resize(config: Any, size: int, kind: str) -> None:
+def _resize(config: Any, size: int) -> None:
     """Feed images of another size than 512: maps, strides and priors shrink in proportion."""
     if size == 512:
         return
@@ -118,19 +113,31 @@ def _resize(config: Any, size: int, kind: str) -> None:
             if step["type"] == "Resize":
                 step["scale"] = (size, size)
     sides = grids(size, len(config.model.backbone.out_indices))
-    scaled = [round(side * size / 512, 2) for side in AT_512[kind]]
     anchors = config.model.bbox_head.anchor_generator
+    smallest, largest = _prior_sizes(anchors)
     for key in ("input_size", "basesize_ratio_range"):
-        anchors.pop(key)
+        anchors.pop(key, None)
     anchors.strides = [size / side for side in sides]
-    anchors.min_sizes, anchors.max_sizes = scaled[:-1], scaled[1:]
+    anchors.min_sizes = [round(side * size / 512, 2) for side in smallest]
+    anchors.max_sizes = [round(side * size / 512, 2) for side in largest]
+
+
+def _prior_sizes(anchors: Any) -> tuple[list[float], list[float]]:
+    """Sides in pixels of each map's priors of ratio 1, the smaller and the limit of the larger."""
+    from mmdet.registry import TASK_UTILS
+
+    made = TASK_UTILS.build(anchors)
+    smallest = [float(side) for side in made.base_sizes]
+    # A map's second scale is sqrt(max / min).
+    growth = [float(scales[1]) ** 2 for scales in made.scales]
+    return smallest, [side * by for side, by in zip(smallest, growth, strict=True)]
 
 
 def grids(size: int, backbone_maps: int) -> list[int]:
     """Sides of the seven maps for images of `size` pixels.
 
     Args:
-        size: a multiple of 32 (variant A) or 8 (variant B).
+        size: side in pixels.
         backbone_maps: how many of them the backbone gives, from stride 8 on.
 
     Raises:
@@ -291,7 +298,7 @@ def _schedule(config: Any, train: Train, detection: Detection) -> None:
 def warm_up(config: Any, train: Train, steps: int) -> None:
     """Put the linear warm-up in front, which needs to know an epoch's `steps`."""
     rise = round(train.warmup_epochs * steps)
-    if rise:
+    if rise > 1:  # MMEngine's LinearLR of one step would stay at its first factor for ever
         config.param_scheduler.insert(
             0,
             {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": rise},

@@ -24,6 +24,10 @@ class Targets(NamedTuple):
     inside: Tensor | None
     """(B, 1, H, W), False on padded borders; None: no padding."""
 
+    def restored(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """`x_adv` with the border of `x`, which a random start moves too."""
+        return x_adv if self.inside is None else torch.where(self.inside, x_adv, x)
+
 
 def targets_of(samples: list[Any], inputs: Tensor) -> Targets:
     """The targets of a preprocessed batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,14 @@ def coco_objects_of(
             areas.append(found["area"])
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     return names, _objects(image, corners, labels, ignore, np.asarray(areas, np.float64))
+
+
+def objects_sha256(objects: Objects) -> str:
+    """Hex sha256 of every object, in order."""
+    digest = hashlib.sha256()
+    for column in objects:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
 
 
 def _categories(api: Any, classes: tuple[str, ...]) -> list[int]:

@@ -13,11 +13,6 @@ from aal_bench.detection.quiet import quiet
 from aal_bench.detection_evidence import DetectionEvidence
 
 MODES: dict[Convention, str] = {"map50_voc11": "11points", "map50_area": "area"}
-COCO: dict[Convention, str] = {
-    "map_coco": "bbox_mAP",
-    "map50_coco": "bbox_mAP_50",
-    "map75_coco": "bbox_mAP_75",
-}
 
 
 def toolkit_means(
@@ -32,7 +27,8 @@ def toolkit_means(
     """
     found = _by_image(evidence, stage)
     if annotations is not None:
-        return _coco(evidence, found, annotations)
+        # Its AP at one IoU is of up to 1,000 detections on an image, COCO's and ours of 100.
+        return {"map_coco": _coco(evidence, found, annotations)}
     truth = _objects_by_image(evidence)
     return {c: _voc(evidence, found, truth, mode) for c, mode in MODES.items()}
 
@@ -57,22 +53,21 @@ def _voc(
         return float(metric.compute_metrics(metric.results)["mAP"])
 
 
-def _coco(
-    evidence: DetectionEvidence, found: list[Detections], file: str
-) -> dict[Convention, float]:
+def _coco(evidence: DetectionEvidence, found: list[Detections], file: str) -> float:
     from mmdet.evaluation import CocoMetric
 
+    if not any(len(own.scores) for own in found):
+        return 0.0  # of nothing detected it says nothing
     with quiet():
         metric = CocoMetric(ann_file=file, metric="bbox")
         metric.dataset_meta = {"classes": evidence.classes}
         metric.img_ids = [int(name) for name in evidence.images]  # a limit is no miss
         samples = [
-            {"img_id": int(name), "pred_instances": _tensors(own)}
+            {"img_id": int(name), "ori_shape": (0, 0), "pred_instances": _tensors(own)}
             for name, own in zip(evidence.images, found, strict=True)
         ]
         metric.process({}, samples)
-        values = metric.compute_metrics(metric.results)
-    return {convention: float(values[name]) for convention, name in COCO.items()}
+        return float(metric.compute_metrics(metric.results)["bbox_mAP"])
 
 
 def _by_image(evidence: DetectionEvidence, stage: str) -> list[Detections]:

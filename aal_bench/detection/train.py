@@ -82,7 +82,8 @@ class Keeper(Hook):
         """Say what was done earlier; validate an epoch that was saved but not validated."""
         self.progress.skip(runner.iter)
         last = self.rows[-1] if self.rows else None
-        if last is not None and self._due(last["epoch"]) and "val_map" not in last:
+        alone = environment.processes() == 1  # the others would have to join in
+        if alone and last is not None and self._due(last["epoch"]) and "val_map" not in last:
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Any) -> None:
@@ -123,7 +124,8 @@ class Keeper(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Add the validation's mAP to the row; keep the weights if it is the best."""
-        found = next(value for name, value in (metrics or {}).items() if name in FIELD)
+        # COCO's metric says nothing where nothing was detected.
+        found = next((value for name, value in (metrics or {}).items() if name in FIELD), 0.0)
         row = self.rows[-1]
         row["val_map"] = float(found)
         if self.best is None or row["val_map"] > self.best:
@@ -168,7 +170,16 @@ class Keeper(Hook):
             "final": self.rows[-1],
             "best_epoch": record.best_epoch(self.rows),
             "passes": self.passes,
+            "lr": self.scaled_lr,
         }
+
+    @property
+    def scaled_lr(self) -> float:
+        """The rate after warm-up: the task's, scaled by images per step / base_batch."""
+        detection = self.run.task.detection
+        assert detection is not None
+        images = self.options.batch_size * environment.processes()
+        return self.options.lr * images / detection.base_batch
 
     def _due(self, epoch: int) -> bool:
         every = self.options.validate_every

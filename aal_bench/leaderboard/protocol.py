@@ -62,7 +62,7 @@ def answer(result: Result) -> dict[str, Any]:
     """
     how = {"implementation", "params", "seed", "batch_size", "partition", "dtype", "tf32"}
     how |= {"deterministic", "compiled", "memory_format"}
-    what = {"name", "architecture", "parameters", "loader", "surgery", "normalisation"}
+    what = {"name", "architecture", "parameters", "loader", "source", "surgery", "normalisation"}
     training = {"method", "method_version", "config", "data", "seeds", "selection"}
     checkpoint = result.model.checkpoint
     return {

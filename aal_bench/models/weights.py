@@ -44,13 +44,16 @@ class Described(NamedTuple):
     options: dict[str, Any]
     names: tuple[str, ...] = ()
     """Class names of a detector, in order."""
+    source: str | None = None
+    """sha256 of a detector's MMDetection config: its priors are in no weight."""
 
 
 def save(path: Path, weights: dict[str, Tensor], described: Described) -> None:
     """Write weights with the description from which `evaluate` and `verify` rebuild the model."""
     from safetensors.torch import save as serialise
 
-    told = {key: value for key, value in described._asdict().items() if key != "names" or value}
+    optional = ("names", "source")
+    told = {key: v for key, v in described._asdict().items() if key not in optional or v}
     metadata = {METADATA: json.dumps(told, sort_keys=True)}
     with replacing(path) as handle:
         handle.write(serialise(weights, metadata=metadata))

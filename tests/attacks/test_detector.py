@@ -73,8 +73,11 @@ def test_the_step_shrinks_with_the_budget():
 
 @pytest.mark.parametrize(
     "name",
-    ["apgd-ce", "square", "cw-inf-30", "pgd", "pgd-0", "pgd-010", "pgd-10-total", "clean-cls"]
-    + ["fgsm-eps-0", "fgsm-eps-2-cls", "pgd-10-eps-2/255", "pgd-10-cls-loc", "PGD-10", "", "fgsm-"],
+    [
+        *("apgd-ce", "square", "cw-inf-30", "pgd", "pgd-0", "pgd-010", "pgd-10-total", "clean-cls"),
+        *("fgsm-eps-0", "fgsm-eps-2-cls", "pgd-10-eps-2/255", "pgd-10-cls-loc", "PGD-10", "fgsm-"),
+        "",
+    ],
 )
 def test_what_attacks_no_detector_is_refused(name):
     assert detector_attack(name, EPS, STEP) is None

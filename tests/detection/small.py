@@ -199,10 +199,16 @@ class Server:
         assert statuses == [0] * len(logs), [log.read_text() for log in logs]
 
 
+def unformatted(text: str, **_: Any) -> tuple[str, bool]:
+    """Stand for yapf, with which MMEngine lays out a config six times a run, in seconds."""
+    return text, False
+
+
 def serve() -> None:
     """Answer lines of JSON: ``call`` begins one and gives its ``pid``; ``wait`` its ``status``."""
     import torch
     import torch._dynamo  # an optimiser's first step imports it, which takes seconds
+    from yapf.yapflib import yapf_api
 
     from aal_bench.adapters import detection as adapter
     from aal_bench.cli import main
@@ -211,6 +217,7 @@ def serve() -> None:
 
     assert all((adapter, train, run))  # imported once, for every process
     torch.set_num_threads(1)
+    yapf_api.FormatCode = unformatted
     whole = mmconfig.plain
     calls = {"run": lambda *given: main(["run", *given]), "data_parallel": data_parallel}
     for line in sys.stdin:
@@ -221,6 +228,7 @@ def serve() -> None:
             continue
         pid = os.fork()
         if pid == 0:
+            torch.set_num_threads(1)  # torch's pool of threads does not survive the fork
             os.environ.update(asked["env"])
             log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)

@@ -1,4 +1,4 @@
-"""The attack inside a detector's training step: what the network is really fed, and what it costs."""
+"""The attack inside a detector's training step: what the network is fed, and what it costs."""
 
 from contextlib import contextmanager
 

@@ -98,8 +98,11 @@ def test_two_processes_train_one_detector_and_leave_one_record(server, folder, t
 
 
 @pytest.fixture
-def fit(small_networks, one_thread, folder, tmp_path):
+def fit(small, small_networks, one_thread, folder, tmp_path, monkeypatch):
     """``fit("fgsm", settings)``: train in this process; returns what an adapter returns."""
+    from yapf.yapflib import yapf_api
+
+    monkeypatch.setattr(yapf_api, "FormatCode", small.unformatted)
 
     def train(method, *settings, epochs=1, out=tmp_path / "run", **request):
         from aal_bench.adapters.detection import ObjectDetection

@@ -58,7 +58,7 @@ def test_the_numbers_are_those_of_the_processes(mean_ap, data, monkeypatch, data
 
     monkeypatch.setattr(mean_ap, "Pool", get_context("fork").Pool)
     assert mmdet_eval_map.fault_present()
-    monkeypatch.setattr(mean_ap, "Pool", _serial)
+    monkeypatch.setattr(mean_ap, "Pool", Serial)
     mean, classes = measured(mean_ap, data, dataset=dataset)
     monkeypatch.setattr(mean_ap, "Pool", ThreadPool)
     found, each = measured(mean_ap, data, dataset=dataset)
@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_the_processes(mean_ap, data, monkeypatch, data
         np.testing.assert_array_equal(ours["precision"], theirs["precision"])
 
 
-class _serial:  # noqa: N801  stands for a class
+class Serial:
     """What a pool computes, one after the other: the reference, without any worker."""
 
     def __init__(self, _):

@@ -231,7 +231,13 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
         keeper = Keeper(run, folder, progress)
         # Of several processes the first keeps the record.
         runner = _runner(config, detector, loader, [keeper] if environment.rank() == 0 else [])
-        runner.train()
+        try:
+            runner.train()
+        except RuntimeError as error:
+            # A scheduler's SIGTERM goes to the loader's processes too, and their end comes first.
+            if "is killed by signal: Terminated" in str(error):
+                raise KeyboardInterrupt from None
+            raise
     if distributed.is_initialized():
         distributed.destroy_process_group()
     if environment.rank():  # the first process has the record

@@ -328,7 +328,7 @@ def test_a_coco_file_that_is_none_or_contradicts_itself(kind: str, change_json) 
 def test_what_coco_files_of_other_tools_lack_is_not_needed(change_json) -> None:
     def lean(tree) -> None:
         for one in tree["annotations"]:
-            del one["area"], one["iscrowd"]
+            del one["iscrowd"]
         for one in tree["images"]:
             del one["width"], one["height"]
 
@@ -337,6 +337,14 @@ def test_what_coco_files_of_other_tools_lack_is_not_needed(change_json) -> None:
         coco(folder, kind=CocoDataset)
     dataset = coco(folder)
     assert {(info["width"], info["height"]) for info in infos(dataset)} == {(96, 64)}
+
+
+def test_the_area_that_cocos_metric_reads_is_asked_for_before_training(change_json) -> None:
+    def lean(tree) -> None:
+        del tree["annotations"][0]["area"]
+
+    with pytest.raises(UserError, match=r"\.json: an annotation has no 'area'"):
+        coco(change_json(lean))
 
 
 def test_a_box_that_is_no_four_numbers_names_the_file(write_voc, thing, xml, tmp_path) -> None:

@@ -52,6 +52,7 @@ from aal_bench.detection import mmconfig
 from aal_bench.detection import register as register
 from aal_bench.detection.adversarial import Adversarial
 from aal_bench.detection.layouts import find
+from aal_bench.detection.resize import resize
 from aal_bench.detection.train import train
 from aal_bench.methods.base import Method
 from aal_bench.resolve import Request, resolve
@@ -129,7 +130,7 @@ def loop_of(start: Callable[[], Any]) -> Loop:
 def theirs(setting: Setting, folder: Path) -> Loop:
     """MMDetection's Runner on the config as it lies in ``tasks/detection``."""
     config = mmconfig.plain(MODEL, TASK)
-    mmconfig._resize(config, setting.size, "voc")
+    resize(config, setting.size)
     config.train_dataloader.dataset.pipeline = config.train_pipeline
     config.model.type = "SingleStageDetector"
     config.custom_hooks = []

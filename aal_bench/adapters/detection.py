@@ -26,6 +26,7 @@ from aal_bench.detection.fingerprint import fingerprint
 from aal_bench.detection.layouts import file_names, find
 from aal_bench.detection.objective import DetectionObjective
 from aal_bench.detection.objects import coco_objects_of, objects_of, objects_sha256
+from aal_bench.detection.schedule import check
 from aal_bench.detection_evidence import DetectionEvidence
 from aal_bench.detection_metrics import means
 from aal_bench.errors import UserError
@@ -98,7 +99,7 @@ class ObjectDetection:
             raise UserError(
                 "train.checkpoint_every: a detector is saved after every epoch; omit it"
             )
-        mmconfig.check(self.task.train)
+        check(self.task.train)
 
     def _enough_to_validate(self) -> None:
         """Hold ``train.validation`` to the split's size: COCO's metric counts all of its images."""

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from aal_bench.config import Detection, Run, Train
-from aal_bench.errors import UserError
+from aal_bench.config import Detection, Run
+from aal_bench.detection.resize import resize
+from aal_bench.detection.schedule import set_schedule
 from aal_bench.mm_files import config_path
 from aal_bench.threat import format_fraction
-
-GRIDS = (64, 32, 16, 8, 4, 2, 1)
-"""Sides of SSD-512's maps at 512 pixels."""
 
 
 def plain(model: str, config: str) -> Any:
@@ -47,7 +45,7 @@ def network(run: Run) -> Any:
 def _fit(config: Any, run: Run) -> None:
     """Size and class count of the task."""
     assert run.task.detection is not None
-    _resize(config, run.task.data.size)
+    resize(config, run.task.data.size)
     config.model.bbox_head.num_classes = run.task.data.classes
     statistics = run.task.normalisation
     config.model.data_preprocessor.mean = [255 * value for value in statistics.mean]
@@ -80,7 +78,7 @@ def resolved(
     if run.task.train.augment == "none":
         config.train_pipeline = _without_augmentation(config.train_pipeline)
     _data(config, run, detection, train, validation, test)
-    _schedule(config, run.task.train, detection)
+    set_schedule(config, run.task.train, detection)
     config.work_dir = str(work_dir)
     config.device = run.device
     config.custom_hooks.append({"type": "Resumable"})
@@ -102,54 +100,6 @@ def _attack(run: Run) -> dict[str, Any]:
         "bf16": run.precision == "bf16",
         "channels_last": True,
     }
-
-
-def _resize(config: Any, size: int) -> None:
-    """Feed images of another size than 512: maps, strides and priors shrink in proportion."""
-    if size == 512:
-        return
-    for pipeline in (config.train_pipeline, config.test_pipeline):
-        for step in pipeline:
-            if step["type"] == "Resize":
-                step["scale"] = (size, size)
-    sides = grids(size, len(config.model.backbone.out_indices))
-    anchors = config.model.bbox_head.anchor_generator
-    smallest, largest = _prior_sizes(anchors)
-    for key in ("input_size", "basesize_ratio_range"):
-        anchors.pop(key, None)
-    anchors.strides = [size / side for side in sides]
-    anchors.min_sizes = [round(side * size / 512, 2) for side in smallest]
-    anchors.max_sizes = [round(side * size / 512, 2) for side in largest]
-
-
-def _prior_sizes(anchors: Any) -> tuple[list[float], list[float]]:
-    """Sides in pixels of each map's priors of ratio 1, the smaller and the limit of the larger."""
-    from mmdet.registry import TASK_UTILS
-
-    made = TASK_UTILS.build(anchors)
-    smallest = [float(side) for side in made.base_sizes]
-    # A map's second scale is sqrt(max / min).
-    growth = [float(scales[1]) ** 2 for scales in made.scales]
-    return smallest, [side * by for side, by in zip(smallest, growth, strict=True)]
-
-
-def grids(size: int, backbone_maps: int) -> list[int]:
-    """Sides of the seven maps for images of `size` pixels.
-
-    Args:
-        size: side in pixels.
-        backbone_maps: how many of them the backbone gives, from stride 8 on.
-
-    Raises:
-        UserError: the extra layers would have nothing left to halve.
-    """
-    sides = [-(-size // (8 * 2**i)) for i in range(backbone_maps)]
-    while len(sides) < len(GRIDS) - 1:
-        sides.append((sides[-1] - 1) // 2 + 1)  # a 3 x 3 convolution of stride 2, padding 1
-    sides.append(sides[-1] - 1)  # the last one is 4 x 4 with padding 1
-    if sides[-1] < 1:
-        raise UserError(f"data.size = {size}: too small for SSD-512's seven maps; use 264 or more")
-    return sides
 
 
 def _without_augmentation(pipeline: Sequence[Any]) -> list[Any]:
@@ -231,75 +181,8 @@ def test_set(run: Run, dataset: dict[str, Any]) -> Any:
     return DATASETS.build({**dataset, "pipeline": config.test_pipeline, "test_mode": True})
 
 
-def check(train: Train) -> None:
-    """Refuse settings that detection does not have.
-
-    Raises:
-        UserError: the key to change.
-    """
-    if train.schedule == "onecycle":
-        raise UserError("train.schedule of detection is step, cosine or constant")
-    if train.batch_size < 2:
-        raise UserError(
-            "train.batch_size = 1: the last map of SSD-512 is 1 x 1, so batch norm needs two images"
-        )
-
-
 def _workers(device: str) -> int:
     """Loader processes; on the CPU one, beside the threads that train. They change no number."""
     import os
 
     return min(8, os.cpu_count() or 1) if device.startswith("cuda") else 1
-
-
-def _schedule(config: Any, train: Train, detection: Detection) -> None:
-    optimizer: dict[str, Any] = {
-        "type": "SGD",
-        "momentum": train.momentum,
-        "nesterov": train.nesterov,
-    }
-    if train.optimizer == "adam":
-        optimizer = {"type": "Adam", "betas": (train.momentum, 0.999)}
-    optimizer |= {"lr": train.lr, "weight_decay": train.weight_decay}
-    clip = None if train.grad_clip is None else {"max_norm": train.grad_clip, "norm_type": 2}
-    config.optim_wrapper = {"type": "OptimWrapper", "optimizer": optimizer, "clip_grad": clip}
-    config.auto_scale_lr = {"enable": True, "base_batch_size": detection.base_batch}
-    config.train_cfg = {
-        "type": "EpochBasedTrainLoop",
-        "max_epochs": train.epochs,
-        "val_interval": train.validate_every,
-    }
-    config.param_scheduler = []
-    if train.schedule == "step":
-        marks = [min(max(round(m * train.epochs), 1), train.epochs) for m in train.milestones]
-        config.param_scheduler.append(
-            {
-                "type": "MultiStepLR",
-                "by_epoch": True,
-                "begin": 0,
-                "end": train.epochs,
-                "milestones": marks,
-                "gamma": train.decay,
-            }
-        )
-    elif train.schedule == "cosine":
-        config.param_scheduler.append(
-            {
-                "type": "CosineAnnealingLR",
-                "by_epoch": True,
-                "begin": 0,
-                "end": train.epochs,
-                "T_max": train.epochs,
-                "convert_to_iter_based": True,
-            }
-        )
-
-
-def warm_up(config: Any, train: Train, steps: int) -> None:
-    """Put the linear warm-up in front, which needs to know an epoch's `steps`."""
-    rise = round(train.warmup_epochs * steps)
-    if rise > 1:  # MMEngine's LinearLR of one step would stay at its first factor for ever
-        config.param_scheduler.insert(
-            0,
-            {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "begin": 0, "end": rise},
-        )

@@ -47,9 +47,10 @@ def detector(seed: int = 0, attack: dict[str, Any] | None = None, **preprocessor
 
     from aal_bench.detection import mmconfig
     from aal_bench.detection.quiet import quiet
+    from aal_bench.detection.resize import resize
 
     config = shrink(mmconfig.plain("ssd512-resnet34", "voc0712"))
-    mmconfig._resize(config, FED, "voc")
+    resize(config, FED)
     config.model.bbox_head.num_classes = 2
     config.model.data_preprocessor.update(preprocessor)
     config.model.attack = attack

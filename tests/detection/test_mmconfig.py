@@ -11,6 +11,8 @@ import torch
 from aal_bench import registry
 from aal_bench.config import Limits, Run, read_task
 from aal_bench.detection import mmconfig
+from aal_bench.detection.resize import GRIDS, grids
+from aal_bench.detection.schedule import check, warm_up
 from aal_bench.errors import UserError
 from aal_bench.paths import data_folder
 
@@ -156,14 +158,14 @@ def test_maps_and_priors_are_those_of_ssd512(model, task, sizes):
     """As MMDetection's SSD-512 on VGG: 24,564 priors, with its minimum sizes."""
     detector = built(mmconfig.plain(model, task)).eval()
     maps = maps_of(detector, 512)
-    assert maps == [(side, side) for side in mmconfig.GRIDS]
+    assert maps == [(side, side) for side in GRIDS]
     generator = detector.bbox_head.prior_generator
     assert tuple(generator.num_base_priors) == PRIORS
     priors = generator.grid_priors(maps, device="cpu")
     assert sum(len(level) for level in priors) == 24564
     # The first prior of a cell is the square of the minimum size.
     widths = [round(float(level[0, 2] - level[0, 0])) for level in priors]
-    assert tuple(widths) == sizes == mmconfig.AT_512["voc" if task == "voc0712" else "coco"][:-1]
+    assert tuple(widths) == sizes
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -174,7 +176,7 @@ def test_the_maps_of_another_size_are_the_ones_computed(run, model, size):
 
     detector = networks.build(config).eval()
     maps = maps_of(detector, size)
-    assert [side for side, _ in maps] == mmconfig.grids(size, len(config.backbone.out_indices))
+    assert [side for side, _ in maps] == grids(size, len(config.backbone.out_indices))
     strides = [stride[0] for stride in detector.bbox_head.prior_generator.strides]
     for stride, (side, _) in zip(strides, maps, strict=True):
         assert stride * side == pytest.approx(size)  # the cells tile the image
@@ -197,7 +199,7 @@ def test_at_320_pixels_sizes_are_explicit_and_in_proportion(run):
 def test_a_size_that_leaves_no_seventh_map_is_refused(run):
     with pytest.raises(UserError, match=r"data\.size = 224: too small.*use 264 or more"):
         mmconfig.network(run("voc0712", data={"size": 224}))
-    assert mmconfig.grids(264, 3)[-1] == 1
+    assert grids(264, 3)[-1] == 1
 
 
 def test_a_config_that_is_not_there_is_named_with_those_that_are():
@@ -250,12 +252,12 @@ class TestResolved:
 
     def test_warm_up_is_in_front_and_lasts_its_epochs(self, resolved, run):
         config = resolved()
-        mmconfig.warm_up(config, run(train={"warmup_epochs": 1.5}).task.train, 100)
+        warm_up(config, run(train={"warmup_epochs": 1.5}).task.train, 100)
         assert config.param_scheduler[0]["type"] == "LinearLR"
         assert config.param_scheduler[0]["end"] == 150
         assert config.param_scheduler[1]["type"] == "MultiStepLR"
         without = resolved()
-        mmconfig.warm_up(without, run(train={"warmup_epochs": 0.0}).task.train, 100)
+        warm_up(without, run(train={"warmup_epochs": 0.0}).task.train, 100)
         assert [one["type"] for one in without.param_scheduler] == ["MultiStepLR"]
 
     def test_several_sets_are_one_and_may_be_repeated(self, resolved):
@@ -286,8 +288,8 @@ class TestResolved:
 
 def test_a_batch_of_one_is_refused_with_one_line(run):
     with pytest.raises(UserError, match=r"train\.batch_size = 1.*two images") as caught:
-        mmconfig.check(run(train={"batch_size": 1}).task.train)
+        check(run(train={"batch_size": 1}).task.train)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="step, cosine or constant"):
-        mmconfig.check(run(train={"schedule": "onecycle"}).task.train)
-    mmconfig.check(run().task.train)
+        check(run(train={"schedule": "onecycle"}).task.train)
+    check(run().task.train)

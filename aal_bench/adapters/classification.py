@@ -40,6 +40,8 @@ def cross_entropy(model: nn.Module) -> Objective:
 def make_stage(name: str, task: Task) -> Stage:
     """Build a stage of a protocol from the registry's table."""
     found = registry.find("attack", name)
+    if task.family not in found.row.families:
+        raise UserError(f"attack {name} serves {', '.join(found.row.families)}, not {task.family}")
     setting = Setting(task.threat, task.attack.step, task.ways, task.evaluation.seed)
     return registry.load(found.row.target)(name, setting, *found.numbers)
 

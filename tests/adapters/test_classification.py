@@ -132,7 +132,10 @@ def test_the_objective_is_cross_entropy_in_float32_under_autocast(reduction):
 # ---- stages --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({s for p in registry.PROTOCOLS.values() for s in p[0]}))
+OF_IMAGES = [registry.PROTOCOLS[name][0] for name in registry.PROTOCOLS.keys() - {"detection"}]
+
+
+@pytest.mark.parametrize("name", sorted({stage for stages in OF_IMAGES for stage in stages}))
 def test_every_stage_of_every_protocol_can_be_made_and_describes_itself(make, name):
     stage = make().stage(name)
     assert stage.name == name

@@ -163,6 +163,8 @@ class DetectionEvidence:
         Raises:
             UserError: a row of the stage is missing.
         """
+        if stage not in self._blocks and self._blocks:
+            raise UserError(f"evidence has no stage '{stage}': {', '.join(self._blocks)}")
         missing = int((~self.done(stage)).sum())
         if missing or stage not in self._blocks:
             raise UserError(

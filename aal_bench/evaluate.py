@@ -12,7 +12,7 @@ from torch import nn
 from aal_bench import paths, registry
 from aal_bench.adapters.method import build_method
 from aal_bench.adapters.network import BUILD, build_network, loader_of
-from aal_bench.config import Normalisation, Run, parse
+from aal_bench.config import Normalisation, Run, parse, read_task
 from aal_bench.errors import UserError
 from aal_bench.hashing import sha256_json
 from aal_bench.models import weights
@@ -73,6 +73,8 @@ def evaluate(
                 f"{source.checkpoint} says that its method is '{described.method}': omit --method"
             )
         request = request._replace(model=request.model or described.model, method=described.method)
+        if described.names and not _has_classes(request):
+            request = request._replace(classes=",".join(described.names))
     elif source.robustbench is not None:
         request = request._replace(model=f"robustbench:{source.robustbench}")
     elif request.model is None and source.checkpoint is not None:
@@ -159,6 +161,12 @@ def _resolved(request: Request, source: Source, described: weights.Described | N
             update={"options": options.model_dump(mode="json")}
         )
     return run.model_copy(update=update)
+
+
+def _has_classes(request: Request) -> bool:
+    """Whether a detection task, or who asks for it, says which classes there are."""
+    detection = read_task(registry.task_file(request.task)).detection
+    return request.classes is not None or detection is None or bool(detection.names)
 
 
 def _few(names: tuple[str, ...]) -> str:

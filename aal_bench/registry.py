@@ -125,11 +125,13 @@ UPDATES = {
 
 ATTACKS = {
     "clean": Row("aal_bench.attacks.stages:Clean", ANY, "no attack, one forward"),
-    "fgsm": Row("aal_bench.attacks.stages:FGSM", ANY, "torchattacks FGSM, one step"),
+    "fgsm": Row(
+        "aal_bench.attacks.stages:FGSM", ANY, "one step of eps: torchattacks; on detectors linf_pgd"
+    ),
     "pgd-N": Row(
         "aal_bench.attacks.stages:PGD",
         ANY,
-        "torchattacks PGD, N steps of the task's step size, uniform start",
+        "N steps of the task's size, uniform start: torchattacks; on detectors linf_pgd",
     ),
     **{
         f"{attack}{part}{budget}": Row(

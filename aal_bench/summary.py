@@ -48,7 +48,7 @@ def summarise(
         evidence=results.evidence_file(folder / "evidence.npz", evidence, adapter.fingerprint()),
         training=None if job.foreign is not None else _training_block(run, record),
         adversarials=_adversarials_block(folder, record["adversarials"]),
-        flags=_flags(metrics, run),
+        flags=[*_flags(metrics, run), *_notes(adapter, record)],
         published={"footnote": _footnote(run)},
     )
     results.write(folder / "result.json", result)
@@ -182,6 +182,12 @@ def _flags(metrics: Mapping[str, Any], run: Run) -> list[Flag]:
             note=f"Clean {told}: the model has not learnt the task.",
         )
     ]
+
+
+def _notes(adapter: Any, record: Mapping[str, Any]) -> list[Flag]:
+    """What of the data is not in the numbers, as the adapter and its training told it."""
+    told = [*getattr(adapter, "notes", []), (record.get("training") or {}).get("dropped")]
+    return [Flag(code="data", severity="note", note=one) for one in told if one]
 
 
 def announce(job: Job, task_hash: str, adapter: Any) -> None:

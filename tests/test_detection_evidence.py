@@ -101,7 +101,7 @@ class TestRecord:
     def test_a_missing_image_is_not_one_without_detections(self):
         with pytest.raises(UserError, match="'pgd-10' lacks 2 of 3 rows"):
             table().detections("pgd-10")
-        with pytest.raises(UserError, match="'cw' lacks 3 of 3 rows"):
+        with pytest.raises(UserError, match="no stage 'cw': clean, fgsm, pgd-10"):
             table().detections("cw")
 
     def test_what_was_recorded_is_a_copy(self):

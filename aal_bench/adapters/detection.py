@@ -60,11 +60,17 @@ class ObjectDetection:
 
     def _say(self) -> None:
         """What was dropped of the test split, and what the backbone starts from."""
-        if told := sentence("test", dropped(self.test)):
-            print(f"data      {told}", flush=True)
+        for note in self.notes:
+            print(f"data      {note}", flush=True)
         start = self.run.pretrained
         told = "from scratch" if start is None else f"{start.path} (sha256 {start.sha256[:8]})"
         print(f"backbone  {told}", flush=True)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the test split's annotations hold and its evaluation does not."""
+        told = sentence("test", dropped(self.test))
+        return [] if told is None else [told]
 
     def fingerprint(self) -> dict[str, str]:
         """sha256 of the whole test split's pixels as fed, and of its objects."""
@@ -95,6 +101,10 @@ class ObjectDetection:
             )
         if self.task.train.validation:
             self._enough_to_validate()
+        for part in (*self.images.train, *self.images.validation):
+            mmconfig.test_set(
+                self.run, part
+            )  # its faults are the user's, before anything is written
         if self.task.train.checkpoint_every is not None:
             raise UserError(
                 "train.checkpoint_every: a detector is saved after every epoch; omit it"

@@ -20,6 +20,8 @@ from aal_bench.training.sums import Sums
 
 FIELD = {"pascal_voc/mAP": "val_map", "coco/bbox_mAP": "val_map"}
 """MMEngine's name of a metric -> ours."""
+NAMES = {"loss_cls": "cls", "loss_bbox": "loc"}
+"""SSD's name of a part of the loss -> ours."""
 
 
 class Keeper(Hook):
@@ -63,9 +65,9 @@ class Keeper(Hook):
             self._counting.__exit__(None, None, None)
             images = len(data_batch["inputs"])
             self.passes = [self._counted[way] / images for way in ("forward", "backward")]
-        logged = {
-            name: value for name, value in outputs.items() if name not in {"loss", "loss_total"}
-        }
+        own = {"loss", "loss_total"}
+        logged = {name: value for name, value in (outputs or {}).items() if name not in own}
+        logged = {NAMES.get(str(name), str(name)): value for name, value in logged.items()}
         self.sums.add(runner.iter, outputs["loss"].detach(), logged)
         self.progress.advance()
 

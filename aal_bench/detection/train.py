@@ -72,14 +72,7 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
             raise UserError("--update awp on a detector trains in one process so far")
         # Plain data-parallel training calls no detector's train_step.
         config.model_wrapper_cfg = {"type": "MMSeparateDistributedDataParallel"}
-    loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
-    told = sentence("train", dropped(loader.dataset.dataset))  # pyright: ignore
-    if told and environment.rank() == 0:
-        print(f"data      {told}", flush=True)
-    images = len(loader.dataset)  # pyright: ignore[reportArgumentType]
-    if -(-images // environment.processes()) % config.train_dataloader.batch_size == 1:
-        config.train_dataloader.drop_last = True  # a batch of one
-        loader = QuietRunner.build_dataloader(config.train_dataloader, seed=run.seed)
+    loader, images, told = _loader(config, run.seed)
     warm_up(config, run.task.train, len(loader))
     config.resume = any(Path(config.work_dir).glob("epoch_*.pth"))
     detector.to(memory_format=adversarial.memory_format)
@@ -102,7 +95,31 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
     best = None
     if keeper.best is not None:
         best = torch.load(keeper.best_path, map_location="cpu", weights_only=True)
-    return Trained(weights_of(runner.model), best, keeper.record(steps, images))
+    kept = keeper.record(steps, images) | {"dropped": told}
+    return Trained(weights_of(runner.model), best, kept)
+
+
+def _loader(config: Any, seed: int) -> tuple[Any, int, str | None]:
+    """The training loader, the images of an epoch, and what is not among them, in words.
+
+    Raises:
+        UserError: not even two images for a step.
+    """
+    options = config.train_dataloader
+    loader = QuietRunner.build_dataloader(options, seed=seed)
+    there = len(loader.dataset)  # pyright: ignore[reportArgumentType]
+    told = [sentence("train", dropped(loader.dataset.dataset))]  # pyright: ignore
+    if -(-there // environment.processes()) % options.batch_size == 1:
+        options.drop_last = True
+        loader = QuietRunner.build_dataloader(options, seed=seed)
+        told.append("train: the last image of an epoch, a batch of one, is left out")
+    if not len(loader):
+        raise UserError(f"{there} training image(s): batch norm on a 1 x 1 map needs two a step")
+    said = "; ".join(one for one in told if one) or None
+    if said and environment.rank() == 0:
+        print(f"data      {said}", flush=True)
+    images = len(loader) * options.batch_size if options.get("drop_last") else there
+    return loader, images, said
 
 
 def _join(device: str) -> str:

@@ -187,8 +187,15 @@ def test_importing_the_module_imports_no_matplotlib():
 
 
 def test_no_global_pyplot_state(tmp_path):
-    figures.training_curves(epochs(1), tmp_path / "t.png")
-    assert "matplotlib.pyplot" not in sys.modules
+    # In a process of its own: MMDetection imports pyplot.
+    code = f"""
+import sys
+from pathlib import Path
+from aal_bench import figures
+figures.training_curves({epochs(1)!r}, Path({str(tmp_path / "t.png")!r}))
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
 class TestEpisodes:

@@ -34,9 +34,9 @@ def _prior_sizes(anchors: Any) -> tuple[list[float], list[float]]:
 
     made = TASK_UTILS.build(anchors)
     smallest = [float(side) for side in made.base_sizes]
-    # A map's second scale is sqrt(max / min).
+    # A map's second scale is sqrt(max / min), in float32.
     growth = [float(scales[1]) ** 2 for scales in made.scales]
-    return smallest, [side * by for side, by in zip(smallest, growth, strict=True)]
+    return smallest, [round(side * by, 3) for side, by in zip(smallest, growth, strict=True)]
 
 
 def grids(size: int, backbone_maps: int) -> list[int]:

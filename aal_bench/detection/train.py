@@ -100,7 +100,7 @@ def train(run: Run, config: Any, detector: Any, adversarial: Adversarial, folder
 
 
 def _loader(config: Any, seed: int) -> tuple[Any, int, str | None]:
-    """The training loader, the images of an epoch, and what is not among them, in words.
+    """The training loader, its images, and what is not among them, in words.
 
     Raises:
         UserError: not even two images for a step.
@@ -118,8 +118,7 @@ def _loader(config: Any, seed: int) -> tuple[Any, int, str | None]:
     said = "; ".join(one for one in told if one) or None
     if said and environment.rank() == 0:
         print(f"data      {said}", flush=True)
-    images = len(loader) * options.batch_size if options.get("drop_last") else there
-    return loader, images, said
+    return loader, there, said
 
 
 def _join(device: str) -> str:

@@ -1,9 +1,9 @@
 """A detector's training steps per second, ours against MMDetection's Runner; AAL against FGSM.
 
-Measured on an AMD EPYC (two cores, one thread, other jobs beside it), torch 2.15.0,
-onedl-mmdetection 3.5.1, SSD-512 ResNet-34 at 320 px, batch 8, nine rounds of one step: standard
-1.14x MMDetection's Runner with the loading of the data (middle half 1.06 to 1.19), 1.15x without
-(1.12 to 1.18): our weights and images lie in channels_last. aal-fgsm 0.95x fgsm (0.94 to 1.05).
+Measured on a quiet AMD EPYC (two cores, two threads), torch 2.15.0, onedl-mmdetection 3.5.1,
+SSD-512 ResNet-34 at 320 px, batch 8, eleven rounds: standard 1.09x MMDetection's Runner with the
+loading of the data (middle half 1.04 to 1.12), 1.12x without (1.10 to 1.13): our weights and images
+lie in channels_last. aal-fgsm 0.998x fgsm on the same gated network (0.984 to 0.998).
 
 Both questions are asked in one process, in turn, a few steps each, on the embedded scenes:
 

@@ -242,15 +242,8 @@ def _fitting(name: str, stages: tuple[str, ...], task: Task) -> None:
     if others and task.family not in others:
         kind = {"fewshot": "few-shot", "detection": "detection"}[others[0]]
         raise UserError(f"protocol {name} is for {kind} tasks, which {task.name} is none of")
-    if (
-        task.family in own
-        and name in registry.PROTOCOLS
-        and name
-        not in (
-            *own[task.family],
-            "smoke",
-        )
-    ):
+    fitting = (*own.get(task.family, registry.PROTOCOLS), "smoke")
+    if name in registry.PROTOCOLS and name not in fitting:
         example = {"fewshot": "clean,pgd-20", "detection": "clean,pgd-20-cls"}[task.family]
         raise UserError(
             f"protocol {name} is for labelled images; {task.name} has"

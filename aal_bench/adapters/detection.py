@@ -47,7 +47,6 @@ class ObjectDetection:
                 f"task {self.task.name} has no class list of its own: give --classes a,b,c, or"
                 " --classes FILE with one name on each line"
             )
-        self.plain = mmconfig.plain(run.model.name, self.config.config)
         self.images = find(run.task, data_dir)
         self.test = mmconfig.test_set(run, self.images.test[0])
         if environment.rank() == 0:
@@ -101,10 +100,9 @@ class ObjectDetection:
             )
         if self.task.train.validation:
             self._enough_to_validate()
+        # What is wrong with the training data is said now, not when the folder is begun.
         for part in (*self.images.train, *self.images.validation):
-            mmconfig.test_set(
-                self.run, part
-            )  # its faults are the user's, before anything is written
+            mmconfig.test_set(self.run, part)
         if self.task.train.checkpoint_every is not None:
             raise UserError(
                 "train.checkpoint_every: a detector is saved after every epoch; omit it"

@@ -134,7 +134,8 @@ def _shared(command: Any) -> Any:
     show_default=True,
     help="A registered method, module:Class or file.py:Class.",
 )
-@click.option("--update", default="plain", show_default=True, help="plain or awp.")
+@click.option("--update", help="plain or awp (default: the method's own).")
+@click.option("--recipe", metavar="official", help="The method's own schedule, not the task's.")
 @click.option("--model", help="A registered model or module:builder (default: the task's).")
 @click.option("--epochs", type=click.IntRange(1), help="Default: the task's.")
 @click.option("--batch-size", type=click.IntRange(1), help="Default: the task's.")

@@ -6,6 +6,7 @@ Precedence: command line > recipe > task file. What is stored is always the reso
 from __future__ import annotations
 
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -99,7 +100,8 @@ class Train(Strict):
     schedule: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
     """``step`` only: fractions of training at which the rate is multiplied by `decay`."""
-    decay: float = Field(default=0.1, gt=0, le=1)
+    decay: Annotated[float, Field(gt=0, le=1)] | tuple[Annotated[float, Field(gt=0)], ...] = 0.1
+    """``step`` only: the factor of every milestone, or one for each of them."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     optimizer: Literal["sgd", "adam"] = "sgd"
     """``adam``: momentum is its beta1, and weight decay the L2 term in the gradient."""
@@ -124,6 +126,21 @@ class Train(Strict):
         if self.select == "best" and not self.validation:
             raise ValueError('select = "best" needs held-out images: set validation')
         return self
+
+    @model_validator(mode="after")
+    def _one_factor_each(self) -> Train:
+        if isinstance(self.decay, tuple) and len(self.decay) != len(self.milestones):
+            raise ValueError(
+                f"decay has {len(self.decay)} factors for {len(self.milestones)} milestones"
+            )
+        return self
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """``step`` only: by what the rate is multiplied at each milestone."""
+        if isinstance(self.decay, tuple):
+            return self.decay
+        return (self.decay,) * len(self.milestones)
 
 
 class Evaluation(Strict):
@@ -297,6 +314,15 @@ class Task(Strict):
         return sha256_json(self.question(fingerprint))
 
 
+class Crafting(Strict):
+    """The training attack, where it is not the evaluation's; None: the task's."""
+
+    eps: ExactFraction | None = Field(default=None, gt=0)
+    """Budget of training in pixel units; the test's stays the task's."""
+    step: ExactFraction | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+
+
 class Choice(Strict):
     """A registered (or ``module:Class``) name and its resolved options."""
 
@@ -332,13 +358,17 @@ class Run(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
+    crafting: Crafting | None = None
+    """What a recipe or ``--set crafting.*`` changes of the training attack."""
+    recipe: str | None = None
+    """Whose settings were asked for; what they came to is in the other fields."""
     pretrained: Pretrained | None = None
     """Weights that the backbone starts from; None: from scratch."""
     smoke: bool = False
 
     def identity(self) -> dict[str, Any]:
         """The configuration without seed, paths and device: what `hash` covers."""
-        tree = self.model_dump(mode="json", exclude={"seed", "device"})
+        tree = self.model_dump(mode="json", exclude={"seed", "device", "recipe"})
         tree |= {key: getattr(self, key).identity() for key in ("method", "update", "model")}
         for cosmetic in ("title", "paper"):
             tree["task"].pop(cosmetic)
@@ -351,11 +381,22 @@ class Run(Strict):
         for optional in ("episodes", "detection"):
             if tree["task"][optional] is None:
                 tree["task"].pop(optional)
-        if tree["pretrained"] is None:
-            tree.pop("pretrained")
-        else:
+        for optional in ("pretrained", "crafting"):
+            if tree[optional] is None:
+                tree.pop(optional)
+        if self.pretrained is not None:
             tree["pretrained"].pop("path")
         return tree
+
+    @property
+    def training_attack(self) -> tuple[Fraction, Fraction, int]:
+        """eps, step size and steps that training crafts with, exact, in pixel units."""
+        own = self.crafting or Crafting()
+        return (
+            own.eps or self.task.threat.eps,
+            own.step or self.task.attack.step,
+            own.steps or self.task.attack.steps,
+        )
 
     def hash(self) -> str:
         """The config_hash, which names the run's folder."""

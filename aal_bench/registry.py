@@ -53,13 +53,63 @@ METHODS = {
     "trades": Row(
         "aal_bench.methods.trades:TRADES", CLASSIFICATION, "clean CE + beta KL (Zhang 2019)"
     ),
+    "mart": Row(
+        "aal_bench.methods.mart:MART",
+        CLASSIFICATION,
+        "boosted CE + KL weighted by the clean error (Wang 2020)",
+    ),
+    "fat": Row(
+        "aal_bench.methods.fat:FAT", CLASSIFICATION, "PGD stopped early for each image (Zhang 2020)"
+    ),
+    "ls0.8-pgd": Row(
+        "aal_bench.methods.label_smoothing:LS08PGD", CLASSIFICATION, "PGD, true class at 0.8"
+    ),
+    "ls0.9-pgd": Row(
+        "aal_bench.methods.label_smoothing:LS09PGD", CLASSIFICATION, "PGD, true class at 0.9"
+    ),
+    "awp": Row(
+        "aal_bench.methods.awp:AWPPGD", CLASSIFICATION, "PGD, weights perturbed too (Wu 2020)"
+    ),
+    "trades-awp": Row(
+        "aal_bench.methods.awp:TRADESAWP", CLASSIFICATION, "TRADES, weights perturbed too (Wu 2020)"
+    ),
+    "lbgat": Row(
+        "aal_bench.methods.lbgat:LBGAT", CLASSIFICATION, "guided by a clean teacher (Cui 2021)"
+    ),
+    "las-at": Row(
+        "aal_bench.methods.las_at:LASAT", CLASSIFICATION, "a learnt attack strategy (Jia 2022)"
+    ),
+    "iaat": Row(
+        "aal_bench.methods.iaat:IAAT", CLASSIFICATION, "an eps for each image (Balaji 2019)"
+    ),
+    "atta": Row(
+        "aal_bench.methods.atta:ATTA", CLASSIFICATION, "perturbations kept over epochs (Zheng 2020)"
+    ),
+    "cas": Row(
+        "aal_bench.methods.cas:CAS", CLASSIFICATION, "class gates on the last channels (Bai 2021)"
+    ),
+    "again-pgd": Row(
+        "aal_bench.methods.again:AGAINPGD", CLASSIFICATION, "mixed class gates and features, PGD"
+    ),
+    "again-mart": Row(
+        "aal_bench.methods.again:AGAINMART", CLASSIFICATION, "the same with MART's losses"
+    ),
+    "again-awp": Row(
+        "aal_bench.methods.again:AGAINAWP", CLASSIFICATION, "again-pgd, weights perturbed too"
+    ),
     "aal-fgsm": Row(
         "aal_bench.methods.aal:AALFGSM", ANY, "selective attack on the gate's M^a, one step"
     ),
     "aal-pgd": Row("aal_bench.methods.aal:AALPGD", ANY, "selective attack on the gate's M^a, PGD"),
+    "aal-trades": Row(
+        "aal_bench.methods.aal_logits:AALTRADES", CLASSIFICATION, "TRADES, its attack selective"
+    ),
+    "aal-mart": Row(
+        "aal_bench.methods.aal_logits:AALMART", CLASSIFICATION, "MART, its attack selective"
+    ),
     "free": Row(
         "aal_bench.methods.free:Free",
-        DETECTION,
+        (*CLASSIFICATION, *DETECTION),
         "weights and perturbation share passes (Shafahi 2019)",
     ),
     "mtd": Row(
@@ -332,6 +382,11 @@ def fits(row: Row, model: str, family: str) -> None:
         raise UserError(
             f"model '{model}' serves {', '.join(row.families)}, not {family}. These can: {fitting}"
         )
+
+
+def with_recipe() -> list[str]:
+    """The methods of ours that have an official recipe. Imports them."""
+    return [name for name, row in METHODS.items() if load(row.target).recipe is not None]
 
 
 def entry_points(kind: str) -> dict[str, Row]:

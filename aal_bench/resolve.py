@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aal_bench import registry
 from aal_bench.config import (
     Choice,
+    Crafting,
     Limits,
     Pretrained,
     Run,
@@ -30,6 +31,8 @@ SMOKE = {"epochs": 1, "train": 256, "eval": 32, "validation": 32}
 """What ``--smoke`` cuts a run down to."""
 SMOKE_DETECTION = {"epochs": 1, "train": 16, "eval": 4, "validation": 0}
 """The same for detection, whose images are large."""
+RECIPES = ("official", "official-031")
+"""``official-031``: with the rounded training budget of some official scripts, too."""
 TASK_SECTIONS = (
     *("data", "threat", "attack", "train", "evaluation", "episodes", "detection", "normalisation"),
 )
@@ -40,7 +43,10 @@ class Request(NamedTuple):
 
     task: str
     method: str = "standard"
-    update: str = "plain"
+    update: str | None = None
+    """None: the method's own, which is plain for most."""
+    recipe: str | None = None
+    """``official`` or ``official-031``: the method's own settings in place of the task's."""
     model: str | None = None
     protocol: str | None = None
     epochs: int | None = None
@@ -70,7 +76,8 @@ def resolve(request: Request) -> Run:
     Raises:
         UserError: an unknown name or key, a value of the wrong type or out of range.
     """
-    task, method, update = _settled(request)
+    settled = _settled(request)
+    task = settled.task
     device = _device(request.device)
     kind = registry.load(registry.method_row(request.method).target)
     model = request.model or task.model
@@ -79,8 +86,8 @@ def resolve(request: Request) -> Run:
     small = _smoke(task.family)
     run = {
         "task": task,
-        "method": _choice(request.method, method.model_dump(mode="json")),
-        "update": _choice(request.update, update.model_dump(mode="json")),
+        "method": _choice(request.method, settled.method.model_dump(mode="json")),
+        "update": _choice(settled.update_name, settled.update.model_dump(mode="json")),
         "model": _model(model, task),
         "protocol": _protocol_name(request.protocol or task.protocol, task, request.smoke),
         "limits": Limits(
@@ -92,21 +99,35 @@ def resolve(request: Request) -> Run:
         "precision": request.precision or kind.precision or _precision(device),
         "compile": request.compile,
         "ema": request.ema,
+        "crafting": None if settled.crafting == Crafting() else settled.crafting,
+        "recipe": request.recipe,
         "pretrained": _pretrained(request, task),
         "smoke": request.smoke,
     }
     return parse(Run, run, "run")
 
 
-def _settled(request: Request) -> tuple[Task, Strict, Strict]:
+class _Settled(NamedTuple):
     """The task and the options of method and update, with everything typed folded in."""
+
+    task: Task
+    method: Strict
+    update_name: str
+    update: Strict
+    crafting: Crafting
+
+
+def _settled(request: Request) -> _Settled:
     task = read_task(registry.task_file(request.task))
     method = _method(request.method, task.family)
     method_options = method.Options
-    update_row = registry.find("update", request.update).row
-    update_options = registry.load(update_row.target).Options
-    tree: dict[str, Any] = {"task": task.model_dump(mode="json"), "method": {}, "update": {}}
+    update_name = _update_name(request, method)
+    update_options = registry.load(registry.find("update", update_name).row.target).Options
+    tree: dict[str, Any] = {"task": task.model_dump(mode="json"), "crafting": {}}
+    tree["method"] = method.family_defaults(task.family)
+    tree["update"] = dict(method.update_defaults.get(update_name, {}))
     tree["task"]["train"] |= method.train_defaults
+    _recipe(tree, request, method)
     _assign(tree, "task.train.epochs", request.epochs)
     _assign(tree, "task.train.batch_size", request.batch_size)
     _episodes(tree, request)
@@ -127,11 +148,53 @@ def _settled(request: Request) -> tuple[Task, Strict, Strict]:
             "validation": min(task.train.validation, cut["validation"]),
         }
         task = task.model_copy(update={"train": task.train.model_copy(update=small)})
-    return (
+    _augmentable(task, request.method, method)
+    return _Settled(
         task,
         parse(method_options, tree["method"], f"method {request.method}"),
-        parse(update_options, tree["update"], f"update {request.update}"),
+        update_name,
+        parse(update_options, tree["update"], f"update {update_name}"),
+        parse(Crafting, tree["crafting"], "crafting"),
     )
+
+
+def _update_name(request: Request, method: type[Method]) -> str:
+    """The update that was asked for, or the method's own, which is part of what it is."""
+    asked = request.update or method.update
+    if method.update not in {"plain", asked}:
+        raise UserError(
+            f"method {request.method} is the update {method.update} on another method:"
+            f" omit --update {asked}, or choose that method itself"
+        )
+    return asked
+
+
+def _recipe(tree: dict[str, Any], request: Request, method: type[Method]) -> None:
+    """``--recipe``: the method's own settings over the task's, and under what is typed."""
+    if request.recipe is None:
+        return
+    recipe = method.recipe
+    if recipe is None:
+        having = ", ".join(registry.with_recipe())
+        raise UserError(f"method {request.method} has no official recipe. These have: {having}")
+    if request.recipe not in RECIPES:
+        raise UserError(f"unknown recipe '{request.recipe}'. Known: {', '.join(RECIPES)}")
+    if request.recipe == "official-031" and not recipe.eps_031:
+        raise UserError(f"method {request.method}: its official budget is exact, not .031")
+    tree["task"]["train"] |= recipe.train
+    tree["method"] |= recipe.options
+    tree["crafting"] |= recipe.crafting
+    if request.recipe == "official-031":
+        tree["crafting"]["eps"] = "0.031"
+
+
+def _augmentable(task: Task, name: str, method: type[Method]) -> None:
+    can = method.augmentations
+    if can is not None and task.train.augment not in can:
+        raise UserError(
+            f"method {name} undoes the augmentation, which it cannot for {task.train.augment}:"
+            f" --set train.augment= one of {', '.join(can)}"
+        )
 
 
 def _episodes(tree: dict[str, Any], request: Request) -> None:
@@ -268,7 +331,7 @@ def _smaller(*limits: int | None) -> int | None:
 def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
     """Where a ``--set`` key belongs: ``train.lr``, ``method.xi2``, or ``xi2`` where clear."""
     head, _, rest = key.partition(".")
-    if head in {"method", "update"} and rest:
+    if head in {"method", "update", "crafting"} and rest:
         return key
     if head in TASK_SECTIONS and rest:
         return f"task.{key}"
@@ -286,11 +349,12 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
         shown = ", ".join(home.removeprefix("task.") for home in homes)
         raise UserError(f"--set {key}: which one? {shown}")
     every = [f"{section}.{name}" for section, fields in known.items() for name in fields]
+    every += [f"crafting.{name}" for name in Crafting.model_fields]
     every += [
         f"{section}.{name}" for section in TASK_SECTIONS for name in tree["task"].get(section) or {}
     ]
     leaves = {name.split(".", 1)[1]: name for name in every}
-    sections = ", ".join(("method", "update", *TASK_SECTIONS))
+    sections = ", ".join(("method", "update", "crafting", *TASK_SECTIONS))
     hint = did_you_mean(key, [*every, *leaves]) or f" Sections: {sections}."
     raise UserError(f"--set {key}: unknown key.{hint}")
 

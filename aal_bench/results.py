@@ -106,7 +106,10 @@ def method_name(run: Run) -> str:
     """
     control = run.method.options.get("control", "none")
     name = run.method.name + ("" if control == "none" else f"[{control}]")
-    return name if run.update.name == "plain" else f"{name}-{run.update.name}"
+    update = run.update.name
+    # awp, trades-awp and again-awp say their update themselves.
+    said = update == "plain" or update in run.method.name.split("-")
+    return name if said else f"{name}-{update}"
 
 
 def training_block(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from aal_bench import registry
 from aal_bench.adapters.attack_stage import Fooled, Saved, Victim, run_stage
+from aal_bench.adapters.method import join_companions
 from aal_bench.adapters.network import build_network, probe
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
 from aal_bench.attacks.stages import Setting, Stage
@@ -78,7 +79,17 @@ class Classification:
         for name in stages:
             self.stage(name)
         if training:
-            self.training_split()
+            self._enough_for_a_batch(len(self.training_split()[0]))
+
+    def _enough_for_a_batch(self, images: int) -> None:
+        name, size = self.run.method.name, self.task.train.batch_size
+        least = registry.load(registry.method_row(name).target).least_batch
+        smallest = images % size or min(images, size)
+        if smallest < least:
+            raise UserError(
+                f"method {name} needs batches of {least} images at least; {images} training images"
+                f" in batches of {size} end with one of {smallest}: choose another --batch-size"
+            )
 
     # ---- model and training ------------------------------------------------------------------
 
@@ -106,6 +117,7 @@ class Classification:
     def fit(self, method: Method, update: Plain, model: nn.Module, folder: Path) -> Trained:
         """Train in the common loop."""
         train, held = self.training_split()
+        join_companions(self.run, method)
         setting = LoopSetting(
             run=self.run,
             model=model,

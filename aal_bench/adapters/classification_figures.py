@@ -79,7 +79,8 @@ def _against_eps(adapter: Classification, model: nn.Module, path: Path, told: st
     names = ("FGSM", f"PGD-{steps}")
     correct = {name: [0] * len(budgets) for name in names}
     n = 0
-    for x, y, _ in _batches(adapter, MEASURED):
+    for images in _batches(adapter, MEASURED):
+        x, y = images.x, images.y
         n += len(y)
         for i, eps in enumerate(budgets):
             for name, x_adv in zip(names, _attacks(adapter, model, x, y, eps), strict=True):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from aal_bench import registry
 from aal_bench.config import Run
+from aal_bench.data.augment import mixed_seed
 from aal_bench.errors import UserError
 from aal_bench.methods.base import Method, Threat
 from aal_bench.methods.updates import Plain
+from aal_bench.models.build import build
 
 
 def build_method(run: Run, name: str | None = None) -> Method:
@@ -25,10 +29,31 @@ def build_method(run: Run, name: str | None = None) -> Method:
         )
     if method.attacks and method.plan is Method.plan and method.attack is Method.attack:
         raise UserError(f"method {chosen}: states no attack; give it plan(), or attacks = False")
-    attack = run.task.attack
-    threat = Threat(run.task.threat.radius, float(attack.step), attack.steps)
+    eps, step, steps = run.training_attack
+    threat = Threat(float(eps), float(step), steps)
     options = run.method.options if name is None else {}
     return method(method.Options(**options), threat)
+
+
+def join_companions(run: Run, method: Method) -> None:
+    """Give a method the further networks it trains, initialised from seeds of their own.
+
+    The generators stay where they are, so that the model begins and the batches are drawn as they
+    are for every other method.
+    """
+    wanted = method.companions()
+    task, made = run.task, {}
+    for number, (name, companion) in enumerate(wanted.items(), 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed_seed(run.seed, number))
+            made[name] = build(
+                companion.model or run.model.name,
+                companion.outputs or task.data.classes,
+                task.data.size,
+                task.normalisation,
+            )
+    if wanted:
+        method.join(made)
 
 
 def build_update(run: Run) -> Plain:

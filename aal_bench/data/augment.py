@@ -8,6 +8,7 @@ run resume bit-identically.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,19 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 """torchvision.transforms.RandomResizedCrop: range of area and aspect, and attempts at a fit."""
+
+
+class Crops(NamedTuple):
+    """Where each image of a batch was cut out of its zero-padded original."""
+
+    top: Tensor
+    """int64 (B,): the crop's first row in the padded image."""
+    left: Tensor
+    """int64 (B,): its first column."""
+    flip: Tensor
+    """int64 (B,) in {0, 1}: mirrored left to right after the crop."""
+    pad: int
+    """Zero pixels on every side of the original."""
 
 
 def mixed_seed(seed: int, number: int) -> int:
@@ -43,12 +57,19 @@ def augment_batch(images: Tensor, augment: str, pad: int, seed: int, batch: int)
     Returns:
         float32 (B, 3, H, W), contiguous, on the device of `images`.
     """
+    return augment_with_crops(images, augment, pad, seed, batch)[0]
+
+
+def augment_with_crops(
+    images: Tensor, augment: str, pad: int, seed: int, batch: int
+) -> tuple[Tensor, Crops | None]:
+    """`augment_batch`, and the crops that were made where cropping and mirroring is all of it."""
     if augment == "none":
-        return to_unit(images)
+        return to_unit(images), None
     generator = torch.Generator().manual_seed(mixed_seed(seed, batch))
     if augment == "resized-crop-flip":
         boxes, flip = draw_boxes(len(images), images.shape[-2:], generator)
-        return resized_crop(to_unit(images), _send(boxes, images), _send(flip, images))
+        return resized_crop(to_unit(images), _send(boxes, images), _send(flip, images)), None
     if augment not in {"shift", "crop-flip", "jitter-crop-flip"}:
         raise ValueError(f"unknown augmentation {augment!r}")
     top, left, flip = draw_crops(len(images), pad, generator)
@@ -59,7 +80,8 @@ def augment_batch(images: Tensor, augment: str, pad: int, seed: int, batch: int)
     if augment == "jitter-crop-flip":
         factors, orders = draw_jitter(len(images), generator)
         color_jitter_(x, _send(factors, images), _send(orders, images))
-    return x
+        return x, None
+    return x, Crops(drawn[0], drawn[1], drawn[2], pad)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from aal_bench.data.augment import augment_batch, mixed_seed
+from aal_bench.data.augment import augment_with_crops, mixed_seed
 from aal_bench.data.decode import open_image
 from aal_bench.data.sources import Source
 from aal_bench.data.splits import Images, cut
@@ -72,8 +72,8 @@ class OnDisk:
         for (number, part), raw in zip(cut(order, batch_size, start), decoded, strict=True):
             images = raw.to(device, non_blocking=True)
             on_device = "none" if in_workers else augment
-            x = augment_batch(images, on_device, pad, seed, number)
-            yield Images(x, y[part], idx[part])
+            x, crops = augment_with_crops(images, on_device, pad, seed, number)
+            yield Images(x, y[part], idx[part], crops)
 
     def subset(self, idx: Tensor) -> OnDisk:
         """Return the split of positions `idx` of the same files."""

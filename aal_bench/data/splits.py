@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from aal_bench.data.augment import augment_batch
+from aal_bench.data.augment import Crops, augment_with_crops
 
 
 class Images(NamedTuple):
@@ -24,6 +24,8 @@ class Images(NamedTuple):
     """int64 (B,)."""
     idx: Tensor
     """int64 (B,): positions in the split whose ``batches`` was called."""
+    aug: Crops | None = None
+    """The crops that made x, where cropping (and mirroring) is all that was done."""
 
 
 class Split(Protocol):
@@ -126,8 +128,8 @@ class InMemory:
         # The whole pass's positions go over at once: later batches need no copy from the host.
         rows, y, idx = (part.to(device) for part in (self.origin[order], self.labels[order], order))
         for number, part in cut(order, batch_size, start):
-            x = augment_batch(images[rows[part]], augment, pad, seed, number)
-            yield Images(x, y[part], idx[part])
+            x, crops = augment_with_crops(images[rows[part]], augment, pad, seed, number)
+            yield Images(x, y[part], idx[part], crops)
 
     def subset(self, idx: Tensor) -> InMemory:
         """Return the split of positions `idx`; it shares the pixels."""

@@ -89,14 +89,15 @@ def resolved(
 
 
 def _attack(run: Run) -> dict[str, Any]:
+    eps, step, steps = run.training_attack
     return {
         "method": run.method.name,
         "options": run.method.options,
         "update": run.update.name,
         "update_options": run.update.options,
-        "eps": format_fraction(run.task.threat.eps),
-        "step": format_fraction(run.task.attack.step),
-        "steps": run.task.attack.steps,
+        "eps": format_fraction(eps),
+        "step": format_fraction(step),
+        "steps": steps,
         "bf16": run.precision == "bf16",
         "channels_last": True,
     }

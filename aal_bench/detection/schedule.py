@@ -42,16 +42,20 @@ def set_schedule(config: Any, train: Train, detection: Detection) -> None:
     config.param_scheduler = []
     if train.schedule == "step":
         marks = [min(max(round(m * train.epochs), 1), train.epochs) for m in train.milestones]
-        config.param_scheduler.append(
+        parts = [(marks, train.decay)]
+        if isinstance(train.decay, tuple):
+            parts = [([mark], factor) for mark, factor in zip(marks, train.factors, strict=True)]
+        config.param_scheduler += [
             {
                 "type": "MultiStepLR",
                 "by_epoch": True,
                 "begin": 0,
                 "end": train.epochs,
-                "milestones": marks,
-                "gamma": train.decay,
+                "milestones": at,
+                "gamma": factor,
             }
-        )
+            for at, factor in parts
+        ]
     elif train.schedule == "cosine":
         config.param_scheduler.append(
             {

@@ -41,11 +41,12 @@ class AAL(Method):
     """The options that act under ``control = no_attack``."""
 
     def __init__(self, options: Selective, threat: Threat) -> None:
-        self.wrapped = self.base(self.base.Options(), threat)
+        known = self.base.Options.model_fields
+        own = {name: v for name, v in options.model_dump().items() if name in known}
+        if own.get("craft_bn") == "inherit":
+            own.pop("craft_bn")
+        self.wrapped = self.base(self.base.Options(**own), threat)
         self.craft_bn: BatchNormMode = self.wrapped.options.craft_bn
-        if options.craft_bn != "inherit":
-            self.craft_bn = options.craft_bn
-            self.wrapped = self.base(self.base.Options(craft_bn=self.craft_bn), threat)
         super().__init__(options, threat)  # type: ignore[arg-type]
         self._refuse_idle_options()
         self.association: Association | None = None
@@ -63,7 +64,7 @@ class AAL(Method):
             idle |= {
                 name: self._changed(name)
                 for name in type(self.options).model_fields
-                if name not in acting[self.options.control]
+                if name not in acting[self.options.control] and name not in self._wrapped_options()
             }
         idle |= self._idle()
         names = [name for name, is_idle in idle.items() if is_idle]
@@ -71,6 +72,10 @@ class AAL(Method):
             raise UserError(
                 f"method options without effect here: {', '.join(names)}; omit their --set"
             )
+
+    def _wrapped_options(self) -> set[str]:
+        """The options of ours that are the wrapped method's, and act with or without a gate."""
+        return set(self.base.Options.model_fields) - set(Selective.model_fields)
 
     def _idle(self) -> dict[str, bool]:
         """Further options and whether they were set without effect."""

@@ -8,7 +8,8 @@ schedule or an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -33,7 +34,8 @@ class Batch(NamedTuple):
     idx: Tensor
     """(B,) positions in the training set, for per-sample state."""
     aug: Any = None
-    """What undoes and redoes the augmentation, or None."""
+    """What undoes and redoes the augmentation: `data.augment.Crops`, or None where none was made
+    (or one that cannot be undone, see `Method.augmentations`)."""
     epoch: int = 0
     progress: float = 0.0
     """Share of training done, in [0, 1]."""
@@ -79,6 +81,30 @@ class Plan(NamedTuple):
     """The objective's gradient at `start` where it is known already: saves one pass."""
 
 
+class Companion(NamedTuple):
+    """A further network of the task's kind that a method trains beside the model."""
+
+    model: str | None = None
+    """A registered name; None: the run's own architecture."""
+    outputs: int | None = None
+    """Width of its last layer; None: a logit per class."""
+
+
+class Recipe(NamedTuple):
+    """A method's official settings, where they are not the task's; ``--recipe official``."""
+
+    train: dict[str, Any]
+    """Fields of ``[train]``."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """Options of the method."""
+    crafting: Mapping[str, Any] = MappingProxyType({})
+    """Of the training attack alone: ``step``, ``steps``; the budget stays the task's."""
+    source: str = ""
+    """Which official script says so, and what of it has no counterpart here."""
+    eps_031: bool = False
+    """The script's budget is the rounded .031, which ``--recipe official-031`` takes over."""
+
+
 class Options(Strict):
     """Base of every method's options."""
 
@@ -99,6 +125,16 @@ class Method:
     training cannot share with the others', such as the optimiser of a learner of episodes."""
     precision: ClassVar[Literal["fp32"] | None] = None
     """The precision of training where the method needs one; None: the hardware's."""
+    update: ClassVar[str] = "plain"
+    """The registered update that is part of the method; another one is then refused."""
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Update -> its options that this method's authors use, unless they are typed."""
+    augmentations: ClassVar[tuple[str, ...] | None] = None
+    """The augmentations of a batch (``train.augment``) that it can serve; None: any."""
+    least_batch: ClassVar[int] = 1
+    """The smallest batch that its loss is defined for."""
+    recipe: ClassVar[Recipe | None] = None
+    """What its official script sets otherwise than our tasks; None: no script to follow."""
     teacher: ClassVar[str | None] = None
     """A method trained before this one at the same settings, whose network `learn_from` takes."""
 
@@ -107,6 +143,12 @@ class Method:
         self.threat = threat
         self.log: dict[str, Tensor] = {}
         """Scalars (0-dim tensors, never synchronised here) that the loop averages into its log."""
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        """Options that have other official values on tasks of this family; default: none."""
+        del family
+        return {}
 
     @property
     def head(self) -> str:
@@ -141,6 +183,19 @@ class Method:
     def build(self, model: nn.Module) -> nn.Module:
         """Surgery on the model (an attention gate, auxiliary heads); default: identity."""
         return model
+
+    def companions(self) -> dict[str, Companion]:
+        """Networks of the task's kind that training needs, given to `join`; default: none."""
+        return {}
+
+    def join(self, networks: dict[str, nn.Module]) -> None:
+        """Take the networks that `companions` asked for, initialised from the run's seed."""
+
+    def remember(self, images: int) -> None:
+        """Learn, before the first step, how many training images per-sample state is kept for.
+
+        ``batch.idx`` is in [0, images).
+        """
 
     def extra_modules(self) -> dict[str, nn.Module]:
         """Jointly trained networks (a teacher, a strategy network); saved with the checkpoint."""

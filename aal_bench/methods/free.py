@@ -16,8 +16,8 @@ from aal_bench.methods.base import Batch, Method, Objective, Threat
 class FreeOptions(Strict):
     """Options of free training."""
 
-    replays: int = Field(4, ge=1)
-    """m: updates on each batch; 4 as on ImageNet and, since, for detectors (8 on CIFAR)."""
+    replays: int = Field(8, ge=1)
+    """m: updates on each batch; 8 as on CIFAR; 4 as on ImageNet and, since, for detectors."""
 
 
 class Free(Method):
@@ -34,6 +34,10 @@ class Free(Method):
         super().__init__(options, threat)  # type: ignore[arg-type]
         self._delta: Tensor | None = None
         self._perturbed: Tensor | None = None
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        return {"replays": 4} if family == "detection" else {}
 
     @property
     def replays(self) -> int:

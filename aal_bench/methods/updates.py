@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -45,6 +45,7 @@ class Plain:
         backward: Callable[[Tensor], None],
         step: Callable[[], None],
         progress: float,
+        others: Sequence[nn.Module] = (),
     ) -> Tensor:
         """Descend; returns the loss, detached and not synchronised.
 
@@ -54,6 +55,7 @@ class Plain:
             backward: back-propagates a scalar (accelerate's, so that scaling is respected).
             step: clips and steps the optimiser and clears gradients.
             progress: share of training done, in [0, 1].
+            others: networks trained beside `model`, which the loss runs as well.
         """
         value = loss()
         backward(value)
@@ -98,16 +100,17 @@ class AWP(Plain):
         backward: Callable[[Tensor], None],
         step: Callable[[], None],
         progress: float,
+        others: Sequence[nn.Module] = (),
     ) -> Tensor:
         """Perturb the weights, descend there, take the perturbation back."""
         if not self.options.gamma or progress < self.options.warmup:
-            return super().__call__(model, loss, backward, step, progress)
+            return super().__call__(model, loss, backward, step, progress, others)
         weights = [
             parameter
             for name, parameter in model.named_parameters()
             if parameter.ndim >= 2 and "weight" in name and parameter.requires_grad
         ]
-        with frozen_statistics(model):
+        with frozen_statistics(model, *others):
             # A weight that the loss does not reach (a gate that is pinned) is not perturbed.
             gradients = torch.autograd.grad(loss(), weights, materialize_grads=True)
         with torch.no_grad():
@@ -118,7 +121,7 @@ class AWP(Plain):
             for weight, shift in zip(weights, shifts, strict=True):
                 weight.add_(shift)
         try:
-            return super().__call__(model, loss, backward, step, progress)
+            return super().__call__(model, loss, backward, step, progress, others)
         finally:
             with torch.no_grad():
                 for weight, shift in zip(weights, shifts, strict=True):
@@ -126,9 +129,14 @@ class AWP(Plain):
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(*networks: nn.Module) -> Iterator[None]:
     """Batch norms normalise with the batch (train mode) but leave their running statistics."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [
+        module
+        for network in networks
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
     momenta = [norm.momentum for norm in norms]
     counters = [norm.num_batches_tracked for norm in norms]
     for norm in norms:

@@ -58,6 +58,7 @@ class Loop:
         self.setting, self.run = setting, setting.run
         self.options = setting.run.task.train
         self.device = torch.device(setting.run.device)
+        setting.method.remember(len(setting.train))
         self.stepper = Stepper(setting)
         self.model = self.stepper.model
         self.steps_per_epoch = -(-len(setting.train) // self.options.batch_size)
@@ -139,6 +140,7 @@ class Loop:
                 x=images.x.contiguous(memory_format=torch.channels_last),
                 targets=images.y,
                 idx=images.idx,
+                aug=images.aug,
                 epoch=self.epoch,
                 progress=self.step / self.steps,
                 lr=learning_rate(options, self.step, self.steps),

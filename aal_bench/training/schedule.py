@@ -26,7 +26,8 @@ def learning_rate(train: Train, step: int, steps: int) -> float:
         middle = (step + 0.5) / steps
         shape = min(middle / ONE_CYCLE_PEAK, (1 - middle) / (1 - ONE_CYCLE_PEAK))
     elif train.schedule == "step":
-        shape = train.decay ** sum(t >= milestone for milestone in train.milestones)
+        passed = zip(train.milestones, train.factors, strict=True)
+        shape = math.prod(factor for milestone, factor in passed if t >= milestone)
     else:
         shape = 1.0
     return train.lr * rise * shape

@@ -54,9 +54,14 @@ class Stepper:
         self.model = setting.model
         for module in (self.model, *self.method.extra_modules().values()):
             module.to(device=device).to(memory_format=torch.channels_last)
+        self.others = list(self.method.extra_modules().values())
+        """Networks of the method's own, trained beside the model."""
         optimizer = make_optimizer(train, self.method.param_groups(self.model))
         self.network: nn.Module
         self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        for name in self.method.companions():
+            # The same precision as the network's: autocast is put around its forward pass.
+            self.accelerator.prepare_model(self.method.extra_modules()[name])
         if run.compile:
             self.network = torch.compile(self.network)  # pyright: ignore[reportAttributeAccessIssue]
         self.objective = setting.make_objective(self.network)
@@ -70,13 +75,17 @@ class Stepper:
         method = self.method
         method.before_step(batch)
         x_adv = method.attack(self.network, batch, self.objective)
-        loss = self.update(
-            self.model,
-            lambda: method.loss(self.network, batch, x_adv, self.objective),
-            self.accelerator.backward,
-            self._optimise,
-            batch.progress,
-        )
+        loss = batch.x.new_zeros(())
+        for _ in range(method.replays):
+            loss = self.update(
+                self.model,
+                lambda: method.loss(self.network, batch, x_adv, self.objective),
+                self.accelerator.backward,
+                self._optimise,
+                batch.progress,
+                self.others,
+            )
+            method.after_replay(batch)
         method.after_step(batch, x_adv)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := $(BIN)/uv
 
-.PHONY: demo test check lock format clean
+.PHONY: demo test check docs lock format clean
 
 demo: $(READY)
 	$(BIN)/aal-bench run digits --method aal-pgd --resume
@@ -23,6 +23,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages of docs/methods, from the methods' code; a test holds them equal.
+docs: $(READY)
+	$(BIN)/python -m aal_bench.method_pages docs/methods
 
 # Names, versions and hashes only: where packages come from is the installer's own setting.
 lock: $(UV)

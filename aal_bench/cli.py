@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from aal_bench import __version__, cli_leaderboard, registry
+from aal_bench import __version__, cli_leaderboard, method_facts, registry
 from aal_bench.errors import RunFailed, UserError, did_you_mean, full_disk
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_CANCELLED = 1, 2, 130
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 KINDS = ("tasks", "methods", "attacks", "models", "protocols")
+PASSES = (
+    "  passes: forwards+backwards of a batch in one step, at 10 attack steps; 'and': of the network"
+    " beside the model\n  every method has a page in docs/methods"
+)
 
 
 class Group(click.Group):
@@ -222,18 +226,27 @@ def evaluate(
 
 @main.command("list")
 @click.argument("what", type=click.Choice(KINDS), required=False)
-def list_(what: str | None) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Of methods: cost, memory, needs and paper.")
+def list_(what: str | None, verbose: bool) -> None:
     """List tasks, methods, attacks, models or protocols."""
     for kind in [what] if what else KINDS:
         click.echo(click.style(kind, bold=True))
-        rows = list(_rows(kind))
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        for name, families, summary in rows:
-            middle = f"{families:{widths[1]}}  " if widths[1] else ""
-            click.echo(f"  {name:{widths[0]}}  {middle}{summary}")
+        detailed = verbose and kind == "methods"
+        _show(list(_methods_in_detail() if detailed else _rows(kind)))
+        if detailed:
+            click.echo(PASSES)
 
 
-def _rows(kind: str) -> Iterator[tuple[str, str, str]]:
+def _show(rows: list[tuple[str, ...]]) -> None:
+    """Print a table; a column without a word in it is left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        line = "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+        click.echo(f"  {line}".rstrip())
+
+
+def _rows(kind: str) -> Iterator[tuple[str, ...]]:
     """(name, the task families it serves, what it is)."""
     if kind == "tasks":
         yield from (_task_row(name, path) for name, path in registry.task_files().items())
@@ -245,10 +258,19 @@ def _rows(kind: str) -> Iterator[tuple[str, str, str]]:
         yield from _registered("--update ", registry.UPDATES)
 
 
-def _registered(prefix: str, table: dict[str, registry.Row]) -> Iterator[tuple[str, str, str]]:
+def _registered(prefix: str, table: dict[str, registry.Row]) -> Iterator[tuple[str, ...]]:
     for name, row in table.items():
         families = "any family" if row.families == registry.ANY else ", ".join(row.families)
         yield prefix + name, families, row.summary
+
+
+def _methods_in_detail() -> Iterator[tuple[str, ...]]:
+    yield "name", "for", "passes", "memory", "needs", "paper"
+    listed = ((name, row, method_facts.of(name)) for name, row in registry.rows("method").items())
+    for name, row, facts in listed:
+        yield name, *method_facts.cells(row.families, facts)
+    for name, row in registry.UPDATES.items():
+        yield f"--update {name}", *method_facts.cells(row.families, method_facts.UPDATES[name])
 
 
 def _task_row(name: str, path: Path) -> tuple[str, str, str]:

@@ -317,9 +317,9 @@ class Task(Strict):
 class Crafting(Strict):
     """The training attack, where it is not the evaluation's; None: the task's."""
 
-    eps: ExactFraction | None = Field(default=None, gt=0)
+    eps: ExactFraction | None = Field(default=None, gt=0, le=1)
     """Budget of training in pixel units; the test's stays the task's."""
-    step: ExactFraction | None = Field(default=None, gt=0)
+    step: ExactFraction | None = Field(default=None, gt=0, le=1)
     steps: int | None = Field(default=None, ge=1)
 
 

@@ -15,7 +15,7 @@ from aal_bench.cli import KINDS, main, show_findings
 from aal_bench.doctor import TOOLKITS, Finding
 
 QUICK = [["--help"], ["run", "--help"], ["evaluate", "--help"], ["list"], ["--version"]]
-QUICK += [["list", kind] for kind in KINDS]
+QUICK += [["list", kind] for kind in KINDS] + [["list", "-v"], ["list", "methods", "-v"]]
 
 
 def invoke(*args):
@@ -48,7 +48,7 @@ def cpu_seconds(*args):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list"]])
+@pytest.mark.parametrize("args", [["--help"], ["list"], ["list", "methods", "-v"]])
 def test_help_and_lists_take_less_than_a_third_of_a_second(args):
     assert min(cpu_seconds(*args) for _ in range(5)) < 0.3
 
@@ -74,6 +74,33 @@ def test_a_list_of_one_kind_shows_what_a_name_is_for():
     tasks = invoke("list", "tasks").output
     assert "handwritten digits" in tasks
     assert "--update awp" in invoke("list", "methods").output
+
+
+def test_methods_in_detail_show_cost_memory_needs_and_paper_on_lines_that_fit_a_terminal():
+    text = invoke("list", "methods", "-v").output
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    assert {
+        "name for passes memory needs paper",
+        "pgd any 11+11 - - Madry 2018, 1706.06083",
+        "lbgat classification 12+11 and 1+1 a second network teacher network Cui 2021, 2011.11164",
+        "free not fewshot 8+8 one batch of δ - Shafahi 2019, 1904.12843",
+        "--update awp any the loss again 2 copies of w - Wu 2020, 2004.05884",
+    } <= lines
+    named = {line.split()[0] for line in text.splitlines() if line.strip()}
+    assert registry.METHODS.keys() <= named
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_method_of_a_package_is_shown_in_detail_without_facts(monkeypatch):
+    row = registry.Row("somewhere:Theirs", registry.ANY, "from somewhere")
+    monkeypatch.setattr(registry, "entry_points", lambda _: {"theirs": row})
+    lines = invoke("list", "methods", "-v").output.splitlines()
+    assert [line.split() for line in lines if "theirs" in line] == [["theirs", "any", *"----"]]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "methods"])
+def test_in_detail_the_other_kinds_are_listed_as_ever(kind):
+    assert invoke("list", kind, "-v").output == invoke("list", kind).output
 
 
 def test_version():

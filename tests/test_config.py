@@ -152,6 +152,7 @@ def test_the_same_question_keeps_its_task_hash(changes):
         {"task": task(title="another")},
         {"task": task(data__fingerprints={"d" * 64: "somewhere"})},
         {"method": Choice(name="../methods/pgd")},
+        {"recipe": "official"},  # what it came to is in the other fields
     ],
 )
 def test_the_config_hash_leaves_out_seed_device_paths_and_wording(changes):
@@ -174,6 +175,8 @@ def test_the_config_hash_leaves_out_seed_device_paths_and_wording(changes):
         {"compile": True},
         {"ema": 0.999},
         {"smoke": True},
+        {"crafting": {"steps": 7}},
+        {"crafting": {"eps": "16/255"}},
     ],
 )
 def test_whatever_changes_a_number_changes_the_config_hash(changes):
@@ -187,12 +190,32 @@ def test_the_config_hash_is_that_of_the_recorded_identity():
     assert run().hash() == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_the_training_attack_is_the_tasks_unless_crafting_says_otherwise():
+    plain = run()
+    assert plain.training_attack == (
+        plain.task.threat.eps,
+        plain.task.attack.step,
+        plain.task.attack.steps,
+    )
+    other = run(crafting={"eps": "16/255", "steps": 7})
+    assert other.training_attack == (Fraction(16, 255), plain.task.attack.step, 7)
+    assert other.task.threat.eps == plain.task.threat.eps  # the question stays
+
+
+def test_a_step_schedule_has_one_factor_for_all_milestones_or_one_for_each():
+    halves = task(train__milestones=[0.2, 0.4], train__decay=0.5).train
+    assert halves.factors == (0.5, 0.5)
+    warm = task(train__milestones=[0.01, 0.75, 0.9], train__decay=[5, 0.1, 0.1]).train
+    assert warm.factors == (5, 0.1, 0.1)
+
+
 # ---- bad values ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"train__decay": [0.1]}, "toy: train: decay has 1 factors for 2 milestones"),
         ({"train__epochz": 3}, "toy: unknown key 'train.epochz'. Did you mean epochs"),
         ({"datta": {}}, "toy: unknown key 'datta'. Did you mean data"),
         ({"data__subset": {"cuont": 3}}, "unknown key 'data.subset.cuont'. Did you mean count"),

@@ -1,5 +1,7 @@
 """From what was typed to a resolved run: command line > task file, everything spelled out."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -82,9 +84,33 @@ def test_set_finds_the_place_of_a_key(setting, place, value):
     assert found == value
 
 
+def test_the_training_attack_has_a_section_of_its_own():
+    """``steps`` alone is the task's: the attack that is named in its files."""
+    run = resolved("crafting.eps=16/255", "steps=5", method="pgd")
+    assert run.training_attack == (Fraction(16, 255), run.task.attack.step, 5)
+    assert resolved().crafting is None
+
+
 def test_set_reaches_the_update():
     run = resolved("update.gamma=0.005", "warmup=0.5", update="awp")
     assert run.update.options == {"gamma": 0.005, "warmup": 0.5}
+
+
+def test_an_update_that_is_part_of_a_method_comes_with_it():
+    assert resolved(method="pgd").update.name == "plain"
+    awp = resolved(method="awp")
+    assert (awp.update.name, awp.update.options["gamma"]) == ("awp", 0.01)
+    assert resolved(method="awp", update="awp").hash() == awp.hash()
+    with pytest.raises(UserError, match="method awp is the update awp on another method"):
+        resolved(method="awp", update="plain")
+
+
+def test_the_authors_options_of_an_update_are_its_defaults_on_their_method():
+    assert resolved(method="trades", update="awp").update.options == {
+        "gamma": 0.005,
+        "warmup": 0.05,
+    }
+    assert resolved("gamma=0.01", method="trades", update="awp").update.options["gamma"] == 0.01
 
 
 @pytest.mark.parametrize(
@@ -109,6 +135,8 @@ def test_set_reaches_the_update():
         ("eps=eight", "threat.eps: 'eight' is not a fraction like 8/255"),
         ("eps=-8/255", "threat.eps: '-8/255' is negative"),
         ("eps=8", "write 8/255 for 8 grey levels"),
+        ("crafting.eps=8", "crafting: eps: Input should be less than or equal to 1"),
+        ("crafting.stepz=8", "crafting: unknown key 'stepz'. Did you mean step, steps?"),
         ("validation=many", "train.validation: must be a number, got 'many'"),
     ],
 )

@@ -422,6 +422,13 @@ class TestSchema:
         run = make_result(method="pgd").run.model_copy(update={"update": Choice(name="awp")})
         assert results.method_name(run) == "pgd-awp"
 
+    @pytest.mark.parametrize("name", ["awp", "trades-awp", "again-awp"])
+    def test_a_method_that_says_its_update_says_it_once(self, make_result, name):
+        from aal_bench.config import Choice
+
+        update = {"method": Choice(name=name), "update": Choice(name="awp")}
+        assert results.method_name(make_result().run.model_copy(update=update)) == name
+
 
 class TestFewShot:
     def test_the_task_block_is_that_of_the_episodes(self, make_episodes):

@@ -81,7 +81,8 @@ def run_stage(
     the same batches, and a batch's result depends on (attack, seed, batch content) alone.
 
     Raises:
-        RunFailed: the attack raised, left the ball or the box, or met logits that are not finite.
+        RunFailed: the attack raised, left the ball or the box, or met logits that are not finite or
+            a model in training mode.
         UserError: the model does not return one logit per class.
     """
     targets = _to_attack(stage, evidence)
@@ -135,6 +136,8 @@ def _attack(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Adversarials, predictions on them, and how far they leave ball and box."""
     counted.watch(images.x)
+    parts = list(counted.modules())
+    watching = counted.register_forward_pre_hook(lambda *_: _refuse_training(stage, parts))
     try:
         # Like AutoAttack, every stage draws the same numbers for every batch: order and rank of
         # the batches cannot matter.
@@ -143,12 +146,15 @@ def _attack(
             # A copy: an attack that writes into its input must not move the centre of the ball.
             x_adv = stage.perturb(counted, images.x.clone(), images.y.clone()).detach()
         violation = _within_bounds(stage, x_adv, images.x)
-        counted.eval()  # in whatever mode the attack left it
+        _refuse_training(stage, parts)  # however the attack left it
         with torch.no_grad():
             logits = counted(x_adv)
+        _refuse_training(stage, parts)  # whatever its own forward did
     except FAILURES as error:
         reason = str(error).partition("\n")[0]
         raise RunFailed(f"stage {stage.name} raised {type(error).__name__}: {reason}") from error
+    finally:
+        watching.remove()
     if logits.shape != (len(images.y), stage.setting.classes):
         raise UserError(
             f"the model's logits are {tuple(logits.shape)}; {len(images.y)} images of"
@@ -162,6 +168,15 @@ def _attack(
             " a signed-gradient attack would take that for robustness"
         )
     return x_adv, logits.argmax(1), violation
+
+
+def _refuse_training(stage: Stage, parts: list[nn.Module]) -> None:
+    """A part in training mode uses the batch's statistics or the labels: another network."""
+    if any(part.training for part in parts):
+        raise RunFailed(
+            f"stage {stage.name}: the model, or a part of it, is in training mode;"
+            " an attack is to leave it in eval mode"
+        )
 
 
 def _within_bounds(stage: Stage, x_adv: Tensor, x: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aal_bench.aal.gradients import clip, surfacing_sign
 from aal_bench.config import Strict
-from aal_bench.methods.base import Batch, Method, Objective, Threat
+from aal_bench.methods.base import Batch, Method, Objective, Recipe, Threat
 
 
 class FreeOptions(Strict):
@@ -29,6 +29,20 @@ class Free(Method):
 
     Options = FreeOptions
     options: FreeOptions  # type: ignore[assignment]
+    recipe = Recipe(
+        train={
+            "epochs": 10,
+            "batch_size": 128,
+            "lr": 0.04,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "schedule": "onecycle",
+        },
+        options={"replays": 8},
+        source="train_free.py of locuslab/fast_adversarial, CIFAR10, for a PreActResNet-18: 10"
+        " epochs of 8 replays cost what 80 of standard training do. Its rate peaks half-way, ours"
+        " at 40 %, and moves with every replay, ours with every batch.",
+    )
 
     def __init__(self, options: FreeOptions, threat: Threat) -> None:
         super().__init__(options, threat)  # type: ignore[arg-type]

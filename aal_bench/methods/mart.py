@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aal_bench.attacks.linf import gaussian_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32
 
 LIFT = 1e-12
 """The official code adds it to probabilities before their logarithm."""
@@ -31,6 +31,22 @@ class MART(Method):
 
     Options = MARTOptions
     options: MARTOptions
+    recipe = Recipe(
+        train={
+            "epochs": 120,
+            "batch_size": 128,
+            "lr": 0.01,
+            "momentum": 0.9,
+            "weight_decay": 3.5e-3,
+            "schedule": "step",
+            "milestones": (74 / 120, 89 / 120, 99 / 120),
+            "decay": 0.1,
+        },
+        crafting={"step": "0.007", "steps": 10},
+        source="train_resnet.py of YisenWang/MART, for a ResNet-18, which takes no normalisation"
+        " there; it counts epochs from 1. WideResNets have settings of their own there.",
+        eps_031=True,
+    )
 
     def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
         return Plan(
@@ -57,7 +73,10 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """(B,): KL(p(x) || p(x')) of two logits (B, K)."""
+    """(B,): KL(p(x) || p(x')) of two logits (B, K).
+
+    Officially log p is taken without the lift, and its gradient is NaN where p underflows to 0.
+    """
     p = clean.softmax(1)
     log_p, log_q = ((logits.softmax(1) + LIFT).log() for logits in (clean, adversarial))
     return (p * (log_p - log_q)).sum(1)

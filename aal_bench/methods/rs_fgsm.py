@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from aal_bench.attacks.linf import uniform_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe
 
 
 class RSFGSMOptions(Options):
@@ -24,6 +24,19 @@ class RSFGSM(Method):
 
     Options = RSFGSMOptions
     options: RSFGSMOptions
+    recipe = Recipe(
+        train={
+            "epochs": 15,
+            "batch_size": 128,
+            "lr": 0.2,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "schedule": "onecycle",
+        },
+        options={"craft_bn": "train"},
+        source="train_fgsm.py of locuslab/fast_adversarial, CIFAR10, for a PreActResNet-18. Its"
+        " rate peaks half-way, ours at 40 %.",
+    )
 
     def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
         eps = self.threat.eps

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from aal_bench.attacks.linf import gaussian_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32
 
 
 class TRADESOptions(Options):
@@ -29,6 +31,24 @@ class TRADES(Method):
 
     Options = TRADESOptions
     options: TRADESOptions
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {"awp": {"gamma": 0.005, "warmup": 0.05}}
+    recipe = Recipe(
+        train={
+            "epochs": 76,
+            "batch_size": 128,
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 2e-4,
+            "schedule": "step",
+            "milestones": (74 / 76,),
+            "decay": 0.1,
+        },
+        crafting={"step": "0.007", "steps": 10},
+        source="train_trades_cifar10.py of yaodongyu/TRADES, which counts epochs from 1 and ends"
+        " before its later drops. Its WideResNet-34-10 is chosen by --model, and takes no"
+        " normalisation there.",
+        eps_031=True,
+    )
 
     def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
         with torch.no_grad():

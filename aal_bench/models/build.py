@@ -12,8 +12,17 @@ from aal_bench.config import Normalisation
 from aal_bench.errors import UserError
 
 
+class ClassSite(NamedTuple):
+    """A place for a class gate."""
+
+    path: str
+    """Dotted path of the module whose output is gated."""
+    channels: int
+    """Of that output."""
+
+
 class Architecture(NamedTuple):
-    """A freshly built network and where an attention gate belongs in it."""
+    """A freshly built network and where gates for attention and for classes belong in it."""
 
     network: nn.Module
     gate_sites: dict[str, str]
@@ -23,6 +32,8 @@ class Architecture(NamedTuple):
     feature_shape: tuple[int, int, int] | None = None
     """(C, h, w) of what ``network.features`` gives for each image, flattened or not, and what
     ``network.classifier`` takes; None: the network has no such two parts."""
+    class_sites: tuple[ClassSite, ...] = ()
+    """Where class gates belong, in the network's order: the last two blocks or stages."""
 
 
 class Classifier(nn.Module):
@@ -35,10 +46,15 @@ class Classifier(nn.Module):
         architecture: the network and what is known of it.
         normalisation: mean and std of the layer inside the model.
         name: what messages call the network.
+        classes: its logits, as many as a class gate has; None: not known.
     """
 
     def __init__(
-        self, architecture: Architecture, normalisation: Normalisation, name: str = ""
+        self,
+        architecture: Architecture,
+        normalisation: Normalisation,
+        name: str = "",
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name or type(architecture.network).__name__
@@ -48,6 +64,10 @@ class Classifier(nn.Module):
             position: f"network.{path}" for position, path in architecture.gate_sites.items()
         }
         self.gate_channels = architecture.gate_channels
+        self.class_sites = tuple(
+            site._replace(path=f"network.{site.path}") for site in architecture.class_sites
+        )
+        self.classes = classes
         self._feature_shape = architecture.feature_shape
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,10 +127,10 @@ def build(name: str, classes: int, size: int, normalisation: Normalisation) -> C
             that cannot take images of this size.
     """
     if ":" in name:
-        return Classifier(_built_by(name, classes, size), normalisation, name)
+        return Classifier(_built_by(name, classes, size), normalisation, name, classes)
     found = registry.find("model", name)
     architecture = registry.load(found.row.target)(classes, size, *found.numbers)
-    return Classifier(architecture, normalisation, name)
+    return Classifier(architecture, normalisation, name, classes)
 
 
 def _built_by(name: str, classes: int, size: int) -> Architecture:

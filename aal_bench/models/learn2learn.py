@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aal_bench.errors import UserError
-from aal_bench.models.build import Architecture
+from aal_bench.models.build import Architecture, ClassSite
 
 
 def cnn4(classes: int, size: int, width: int = 64) -> Architecture:
@@ -16,7 +16,9 @@ def cnn4(classes: int, size: int, width: int = 64) -> Architecture:
 
     sites = {"post_bn_relu": "features.0.max_pool", "post_conv1": "features.0.normalize"}
     side = size // 16
-    return Architecture(build(classes, size, hidden=width), sites, width, (width, side, side))
+    network = build(classes, size, hidden=width)
+    last = ClassSite("features.2", width), ClassSite("features.3", width)
+    return Architecture(network, sites, width, (width, side, side), last)
 
 
 def resnet12(classes: int, size: int) -> Architecture:
@@ -29,7 +31,8 @@ def resnet12(classes: int, size: int) -> Architecture:
     from aal_bench.toolkits.learn2learn_resnet12 import resnet12 as build
 
     sites = {"post_bn_relu": "features.layer1.0.conv2", "post_conv1": "features.layer1.0.bn1"}
-    return Architecture(build(classes, size), sites, 64, (640, 1, 1))
+    last = ClassSite("features.layer3", 320), ClassSite("features.layer4", 640)
+    return Architecture(build(classes, size), sites, 64, (640, 1, 1), last)
 
 
 def wrn28(classes: int, size: int, width: int = 10) -> Architecture:
@@ -37,7 +40,9 @@ def wrn28(classes: int, size: int, width: int = 10) -> Architecture:
     from aal_bench.toolkits.learn2learn_wrn28 import wrn28 as build
 
     sites = {"post_bn_relu": "features.layer1", "post_conv1": "features.layer1"}
-    return Architecture(build(classes, size, width), sites, 16, (64 * width, 1, 1))
+    channels = 64 * width
+    last = ClassSite("features.layer3.2", channels), ClassSite("features.relu", channels)
+    return Architecture(build(classes, size, width), sites, 16, (channels, 1, 1), last)
 
 
 def _halves_four_times(name: str, size: int) -> None:

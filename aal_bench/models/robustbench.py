@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from aal_bench.errors import UserError
-from aal_bench.models.build import Architecture
+from aal_bench.models.build import Architecture, ClassSite
 from aal_bench.toolkits import robustbench_import
+
+LAST_BLOCKS = ClassSite("layer4.0", 512), ClassSite("layer4.1", 512)
+"""Where CAS puts its gates into a ResNet-18."""
 
 
 def _needs_32(name: str, size: int) -> None:
@@ -22,7 +25,8 @@ def resnet18(classes: int, size: int) -> Architecture:
     from robustbench.model_zoo.architectures.resnet import BasicBlock, ResNet
 
     network = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes)
-    return Architecture(network, {"post_bn_relu": "layer1", "post_conv1": "bn1"}, 64)
+    sites = {"post_bn_relu": "layer1", "post_conv1": "bn1"}
+    return Architecture(network, sites, 64, class_sites=LAST_BLOCKS)
 
 
 def preactresnet18(classes: int, size: int) -> Architecture:
@@ -32,7 +36,8 @@ def preactresnet18(classes: int, size: int) -> Architecture:
     from robustbench.model_zoo.architectures.resnet import PreActBlock, PreActResNet
 
     network = PreActResNet(PreActBlock, [2, 2, 2, 2], num_classes=classes)
-    return Architecture(network, {"post_bn_relu": "layer1", "post_conv1": "layer1"}, 64)
+    sites = {"post_bn_relu": "layer1", "post_conv1": "layer1"}
+    return Architecture(network, sites, 64, class_sites=LAST_BLOCKS)
 
 
 def wide_resnet(classes: int, size: int, depth: int, width: int) -> Architecture:
@@ -46,4 +51,16 @@ def wide_resnet(classes: int, size: int, depth: int, width: int) -> Architecture
     from robustbench.model_zoo.architectures.wide_resnet import WideResNet
 
     network = WideResNet(depth=depth, num_classes=classes, widen_factor=width)
-    return Architecture(network, {"post_bn_relu": "block1", "post_conv1": "block1"}, 16)
+    sites = {"post_bn_relu": "block1", "post_conv1": "block1"}
+    return Architecture(network, sites, 16, class_sites=_last_of_wide(depth, width))
+
+
+def _last_of_wide(depth: int, width: int) -> tuple[ClassSite, ClassSite]:
+    """The activated input of the last block, beside its shortcut, and the map that is pooled.
+
+    The one block of a stage at depth 10 widens, and its shortcut takes the activated input too.
+    """
+    blocks = (depth - 4) // 6
+    channels = 64 * width if blocks > 1 else 32 * width
+    first = ClassSite(f"block3.layer.{blocks - 1}.relu1", channels)
+    return first, ClassSite("relu", 64 * width)

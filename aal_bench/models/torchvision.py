@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aal_bench.models.build import Architecture
+from aal_bench.models.build import Architecture, ClassSite
 
 
 def resnet50(classes: int, size: int) -> Architecture:  # noqa: ARG001 - it pools globally
@@ -10,4 +10,6 @@ def resnet50(classes: int, size: int) -> Architecture:  # noqa: ARG001 - it pool
     from torchvision.models import resnet50 as build
 
     network = build(weights=None, num_classes=classes)
-    return Architecture(network, {"post_bn_relu": "maxpool", "post_conv1": "bn1"}, 64)
+    sites = {"post_bn_relu": "maxpool", "post_conv1": "bn1"}
+    last = ClassSite("layer4.1", 2048), ClassSite("layer4.2", 2048)
+    return Architecture(network, sites, 64, class_sites=last)

@@ -10,6 +10,8 @@ from torch import nn
 
 from aal_bench.adapters.attack_stage import Victim, run_stage
 from aal_bench.adapters.classification import make_stage
+from aal_bench.again.class_gate import ClassGate
+from aal_bench.again.heads import heads_of, insert_class_gates
 from aal_bench.attacks.stages import Setting, Stage
 from aal_bench.config import Task
 from aal_bench.data.splits import InMemory
@@ -163,18 +165,6 @@ def test_the_victim_is_evaluated_with_its_running_statistics_and_they_stay(run, 
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name]), name
-
-
-def test_an_attack_that_leaves_the_model_in_train_mode_does_not_change_the_verdict(run, net):
-    def unmoved_but_training(model, x, _y):
-        model.train()
-        return x
-
-    run("clean")
-    assert (
-        run(Own(unmoved_but_training)).column("own", "ok").sum()
-        == run("clean").clean_correct().sum()
-    )
 
 
 def test_it_works_under_no_grad_and_leaves_the_generator_alone(run, evidence):
@@ -448,6 +438,111 @@ def test_any_other_exception_ends_the_run_as_itself(run, evidence, error):
 )
 def test_an_attack_that_breaks_the_rules_fails_the_run(run, evidence, effect, match):
     failing(run, evidence, second_batch(effect), RunFailed, match)
+
+
+def leaves_it_training(model, x, _y):
+    model.train()
+    return x
+
+
+def leaves_a_part_training(model, x, _y):
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).train()
+    return x
+
+
+def answers_while_training(model, x, _y):
+    model.train()
+    model(x)
+    model.eval()
+    return x
+
+
+@pytest.mark.parametrize(
+    "attack", [leaves_it_training, leaves_a_part_training, answers_while_training]
+)
+def test_a_model_in_training_mode_fails_the_run(run, evidence, attack):
+    """The batch's statistics or the labels would answer in its place."""
+    run("clean")
+    with pytest.raises(RunFailed, match=r"stage own: the model, .* is in training mode"):
+        run(Own(attack))
+    assert not evidence.done("own")[evidence.clean_correct()].any()
+
+
+class Toggles(nn.Module):
+    """A network whose own forward puts it into training mode."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        logits = self.net(x)
+        self.net.train()
+        return logits
+
+
+def test_a_model_that_trains_by_itself_fails_the_run(run, net, evidence):
+    with pytest.raises(RunFailed, match=r"stage clean: the model, .* is in training mode"):
+        run("clean", model=Toggles(net))
+    assert not evidence.done("clean").any()
+
+
+@pytest.fixture
+def headed(net, split):
+    """The network with a class gate after its ReLU, and the images relabelled by it."""
+    torch.manual_seed(2)
+    model = insert_class_gates(net, {"2": ClassGate(CLASSES, 8)}).eval().requires_grad_(False)
+    images = split.pixels(torch.arange(COUNT))
+    return model, InMemory(images, model(images / 255).argmax(1))
+
+
+def of_headed(headed):
+    """The evidence of the relabelled images."""
+    return Evidence(headed[1].origin.numpy(), headed[1].labels.numpy())
+
+
+def test_a_network_with_class_gates_is_attacked_like_any_other(run, headed):
+    (model, images), table = headed, of_headed(headed)
+    for name in ("clean", "fgsm", "pgd-3", "apgd-ce"):
+        run(name, model=model, images=images, table=table)
+    assert table.clean_correct().all()
+    assert 0 < table.robust().sum() < COUNT
+
+
+def opens_gates_by_labels(model, x, y):
+    with heads_of(model).labelled(y):
+        return x + model(x).sum() * 0
+
+
+def opens_gates_by_labels_in_training(model, x, y):
+    heads_of(model).train()
+    with heads_of(model).labelled(y):
+        model(x)
+    model.eval()
+    return x
+
+
+def hands_over_the_labels(model, x, y):
+    return x + model(x, y).sum() * 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "match"),
+    [
+        (opens_gates_by_labels, "RuntimeError: labels are for training passes"),
+        (opens_gates_by_labels_in_training, "is in training mode"),
+        (hands_over_the_labels, "raised TypeError"),
+        (leaves_it_training, "is in training mode"),
+    ],
+)
+def test_a_network_with_class_gates_is_not_judged_with_labels_or_while_training(
+    run, headed, attack, match
+):
+    (model, images), table = headed, of_headed(headed)
+    run("clean", model=model, images=images, table=table)
+    with pytest.raises(RunFailed, match=match):
+        run(Own(attack), model=model, images=images, table=table)
+    assert not table.done("own").any()
 
 
 def test_rounding_is_tolerated_to_a_millionth_and_no_further(run, evidence):

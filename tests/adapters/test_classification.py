@@ -156,6 +156,17 @@ def test_what_cannot_be_is_refused_before_any_work(make):
         make().check(["clean", "fgsn"], training=False)
 
 
+def test_a_last_batch_too_small_for_the_method_is_refused_before_any_work(make):
+    """1,237 digits train: batches of 64 end with one of 21, batches of 103 with one of 1."""
+    make("again-pgd", train={"batch_size": 64}).check(["clean"], training=True)
+    alone = {"batch_size": 103}
+    make("pgd", train=alone).check(["clean"], training=True)
+    with pytest.raises(UserError, match=r"batches of 103 end with one of 1: choose another --b"):
+        make("again-pgd", train=alone).check(["clean"], training=True)
+    with pytest.raises(UserError, match="again-pgd needs batches of 2 images at least"):
+        make("again-pgd", train={"batch_size": 1}).check(["clean"], training=True)
+
+
 def test_fgsm_verdicts_are_those_of_the_closed_form(make):
     """For a linear network FGSM moves every pixel by eps * sign(w_y - sum_k p_k w_k)."""
     adapter = make(limits=Limits(eval=40), evaluation={"batch_size": 16}, threat={"eps": "10/255"})
@@ -274,13 +285,13 @@ def test_the_curve_over_eps_begins_at_clean_accuracy_and_falls(make, tmp_path):
     accuracies = []
     for eps in (0.0, 12 / 255, 32 / 255):
         correct = [0, 0]
-        for x, y, _ in _batches(adapter, 100):
+        for x, y, *_ in _batches(adapter, 100):
             for place, x_adv in enumerate(_attacks(adapter, model, x, y, eps)):
                 assert float((x_adv - x).abs().max()) <= eps + 1e-6
                 correct[place] += int((model(x_adv).argmax(1) == y).sum())
         accuracies.append(correct)
     with attacking(model), torch.no_grad():
-        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y, _ in _batches(adapter, 100))
+        clean = sum(int((model(x).argmax(1) == y).sum()) for x, y, *_ in _batches(adapter, 100))
     assert accuracies[0] == [clean, clean]
     for attack in (0, 1):
         assert accuracies[0][attack] > accuracies[1][attack] > accuracies[2][attack]

@@ -8,6 +8,7 @@ from torchvision.transforms import functional as tv
 
 from aal_bench.data.augment import (
     augment_batch,
+    augment_with_crops,
     draw_boxes,
     draw_crops,
     mixed_seed,
@@ -62,6 +63,32 @@ def test_padded_crop_is_torchvisions_pad_crop_and_flip_of_each_image(
     for image, t, l, mirrored, x in zip(images, top, left, flip, ours, strict=True):  # noqa: E741
         reference = tv.crop(tv.pad(image, [pad] * 4), int(t), int(l), 12, 10)
         assert torch.equal(x, tv.hflip(reference) if mirrored else reference)
+
+
+@pytest.mark.parametrize("augment", ["shift", "crop-flip"])
+def test_the_crops_say_how_every_image_was_made(augment: str) -> None:
+    x, crops = augment_with_crops(IMAGES, augment, 3, seed=5, batch=7)
+    assert crops is not None
+    assert crops.pad == 3
+    for image, top, left, mirrored, made in zip(to_unit(IMAGES), *crops[:3], x, strict=True):
+        reference = tv.crop(tv.pad(image, [3] * 4), int(top), int(left), 12, 10)
+        assert torch.equal(made, tv.hflip(reference) if mirrored else reference)
+    for values, known in zip(crops[:3], (7, 7, 2 if augment == "crop-flip" else 1), strict=True):
+        assert values.dtype == torch.int64
+        assert set(values.tolist()) == set(range(known))
+
+
+@pytest.mark.parametrize("augment", ["none", "jitter-crop-flip", "resized-crop-flip"])
+def test_an_augmentation_that_is_more_or_less_than_crops_states_none(augment: str) -> None:
+    assert augment_with_crops(IMAGES, augment, 3, seed=5, batch=7)[1] is None
+
+
+@pytest.mark.parametrize(
+    "augment", ["none", "shift", "crop-flip", "jitter-crop-flip", "resized-crop-flip"]
+)
+def test_asking_for_the_crops_changes_no_pixel(augment: str) -> None:
+    given = (IMAGES, augment, 3, 5, 7)
+    assert torch.equal(augment_with_crops(*given)[0], augment_batch(*given))
 
 
 def test_a_jittered_batch_is_torchvisions_crop_jitter_and_flip_of_each_image() -> None:

@@ -13,16 +13,34 @@ PASSES = {
     "rs-fgsm": (2, 1, 1),
     "pgd": (11, 10, 1),
     "trades": (13, 10, 2),
+    "mart": (12, 10, 2),
+    "ls0.8-pgd": (11, 10, 1),
+    "ls0.9-pgd": (11, 10, 1),
     "aal-fgsm": (2, 1, 1),
     "aal-pgd": (12, 11, 1),
+    "aal-trades": (14, 11, 2),
+    "aal-mart": (13, 11, 2),
 }
 PASSES_AWP = {
     "standard": (2, 0, 2),
+    "fgsm": (3, 1, 2),
+    "rs-fgsm": (3, 1, 2),
     "pgd": (12, 10, 2),
+    "awp": (12, 10, 2),
     "trades": (15, 10, 4),
+    "trades-awp": (15, 10, 4),
+    "mart": (14, 10, 4),
+    "ls0.8-pgd": (12, 10, 2),
+    "ls0.9-pgd": (12, 10, 2),
+    "aal-fgsm": (3, 1, 2),
     "aal-pgd": (13, 11, 2),
+    "aal-trades": (16, 11, 4),
+    "aal-mart": (15, 11, 4),
 }
-METHODS = list(PASSES)
+METHODS = [*PASSES, "fat"]
+"""``fat`` costs what its images need: `test_fat`."""
+OPTIONS = {"fat": {"tau": 2, "omega": 0.0}}
+"""Its noise is drawn for the images that still move, so that it depends on the batch."""
 
 
 @pytest.mark.parametrize(
@@ -44,7 +62,7 @@ def test_a_step_costs_the_lean_number_of_passes(
 @pytest.mark.parametrize("craft_bn", ["eval", "train"])
 @pytest.mark.parametrize("name", METHODS)
 def test_attacking_leaves_the_network_as_it_was(toy, batch, make, name, craft_bn):
-    method = make(name, craft_bn=craft_bn)
+    method = make(name, craft_bn=craft_bn, **OPTIONS.get(name, {}))
     net = method.build(toy())
     net.norm.eval()  # frozen inside a training network
     net.conv.bias.requires_grad_(False)
@@ -76,7 +94,7 @@ def test_attacking_leaves_the_network_as_it_was(toy, batch, make, name, craft_bn
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_adversarial_stays_in_the_ball_and_the_box_and_hurts(toy, batch, make, name):
-    method = make(name)
+    method = make(name, **OPTIONS.get(name, {}))
     net = method.build(toy())
     objective = cross_entropy(net)
     torch.manual_seed(0)
@@ -96,7 +114,7 @@ def test_the_adversarial_stays_in_the_ball_and_the_box_and_hurts(toy, batch, mak
 @pytest.mark.parametrize("name", METHODS)
 def test_a_sample_is_attacked_the_same_way_in_any_batch(toy, batch, make, name):
     """At one seed the random starts of the first three images are the same in both batches."""
-    method = make(name)
+    method = make(name, **OPTIONS.get(name, {}))
     net = method.build(toy())
     half = batch._replace(x=batch.x[:3], targets=batch.targets[:3], idx=batch.idx[:3])
 
@@ -109,7 +127,7 @@ def test_a_sample_is_attacked_the_same_way_in_any_batch(toy, batch, make, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_is_pure_and_its_gradient_is_that_of_finite_differences(toy, batch, make, name):
-    method = make(name)
+    method = make(name, **OPTIONS.get(name, {}))
     net = method.build(toy())
     objective = cross_entropy(net)
     x_adv = method.attack(net, batch, objective)

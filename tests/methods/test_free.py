@@ -5,8 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from aal_bench.adapters.classification import cross_entropy
+from aal_bench.adapters.classification import Classification, cross_entropy
+from aal_bench.adapters.method import build_method, build_update
 from aal_bench.methods.base import Batch
+from aal_bench.resolve import Request, resolve
+from aal_bench.training.loop import Loop
+from aal_bench.training.step import Setting
 
 EPS, LR = 8 / 255, 0.1
 
@@ -96,12 +100,14 @@ def test_m_updates_cost_m_passes_and_the_attack_none(toy, batch, make, update):
     assert net.counts == {"forward": 4, "to_input": 4, "to_weights": 4}
 
 
-def test_the_default_replays_each_batch_four_times(make):
-    assert make("free").replays == 4
+def test_each_batch_is_replayed_eight_times_of_images_and_four_of_a_detectors(make):
+    assert make("free").replays == 8
+    for family, given in (("classification", {}), ("detection", {"replays": 4})):
+        assert type(make("free")).family_defaults(family) == given
 
 
 def test_a_last_batch_that_is_smaller_uses_and_keeps_the_first_of_the_perturbations(make, update):
-    method, net = make("free"), linear()
+    method, net = make("free", replays=4), linear()
     whole, rest = batches(1)[0], batches(2, size=4)[1]
     step(method, net, update("plain"), whole)
     before = method.state_dict()["delta"].clone()
@@ -152,6 +158,51 @@ def test_the_loss_can_be_taken_twice(toy, batch, make, update):
     step(method, net, update("awp"), batch)
     assert net.counts["forward"] == 2
     assert (method.state_dict()["delta"].abs() == EPS).all()
+
+
+@pytest.mark.parametrize("replays", [1, 3])
+def test_training_images_makes_m_updates_a_batch_and_keeps_the_perturbation(tmp_path, replays):
+    """The real loop on the embedded digits: m + m passes, and Algorithm 1 over its batches."""
+    loop = training(tmp_path, replays)
+    stepper, optimiser = loop.stepper, loop.stepper.optimizer
+    updates, before, deltas = [], [], []
+    optimiser.register_step_post_hook(lambda *_: updates.append(None))
+    stepper.network.register_forward_pre_hook(lambda _, args: before.append(args[0].detach()))
+    loop.model.train()
+    eps = float(loop.run.training_attack[0])
+    for number, batch in enumerate(loop._batches(), 1):
+        loop.take_step(batch)
+        assert len(updates) == len(before) == replays * number
+        first, later = before[replays * (number - 1)], before[replays * (number - 1) + 1 :]
+        kept = deltas[-1] if deltas else torch.zeros_like(batch.x)
+        own = kept[: len(batch.x)]
+        assert torch.equal(first, (batch.x + own).clamp(0, 1))
+        assert all(((x - batch.x).abs() <= eps + 1e-6).all() for x in later)
+        deltas.append(loop.stepper.method.state_dict()["delta"].clone())
+        assert torch.equal(deltas[-1][len(batch.x) :], kept[len(batch.x) :])
+        assert not torch.equal(deltas[-1][: len(batch.x)], own)
+    assert number == 3
+    assert loop.passes == [replays, replays]
+
+
+def training(folder, replays):
+    """A loop of two whole batches and a smaller one."""
+    run = resolve(
+        Request(
+            *("digits", "free"),
+            model="cnn4-4",
+            batch_size=16,
+            limit_train=40,
+            device="cpu",
+            precision="fp32",
+            settings=(f"replays={replays}", "train.validation=0"),
+        )
+    )
+    adapter, method = Classification(run, None), build_method(run)
+    model = method.build(adapter.build())
+    data, _ = adapter.training_split()
+    update = build_update(run)
+    return Loop(Setting(run, model, method, update, adapter.objective, data, None, folder))
 
 
 def test_a_broken_gradient_surfaces(make, update):

@@ -9,6 +9,8 @@ from torch.nn.functional import leaky_relu
 
 from aal_bench import registry
 from aal_bench.aal.attention import gate_of, insert_gate
+from aal_bench.again.class_gate import ClassGate
+from aal_bench.again.heads import all_logits, insert_class_gates
 from aal_bench.config import Normalisation
 from aal_bench.errors import UserError
 from aal_bench.models.build import Architecture, Classifier, build
@@ -109,6 +111,80 @@ def test_the_gate_sees_the_first_convolution_and_what_follows_it(row, position):
     assert (gated != ungated).any(1).all()
 
 
+CLASS_GATES = {
+    # row: the maps whose channels are gated, as (channels, side), the last one pooled afterwards
+    "resnet18": ((512, 4), (512, 4)),
+    "preactresnet18": ((512, 4), (512, 4)),
+    "wrn-D-W": ((64, 16), (128, 8)),
+    "resnet50": ((2048, 2), (2048, 2)),
+    "cnn4": ((64, 2), (64, 1)),
+    "cnn4-W": ((32, 2), (32, 1)),
+    "resnet12": ((320, 2), (640, 1)),
+    "wrn28": ((640, 2), (640, 2)),
+    "wrn28-W": ((64, 3), (64, 3)),
+}
+
+
+def gates_for(model, alpha=1.0):
+    return {path: ClassGate(4, channels, alpha) for path, channels in model.class_sites}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_class_gates_scale_the_last_two_maps_on_the_way_to_the_logits(row):
+    name, size, *_ = ROWS[row]
+    torch.manual_seed(0)
+    model = build(name, 4, size, CIFAR).eval()
+    x = torch.rand(2, 3, size, size)
+    ungated = model(x).detach()
+    headed = insert_class_gates(model, gates_for(model))
+    shapes, gates = [], headed.gates
+    for gate in gates:
+        gate.register_forward_pre_hook(lambda _module, inputs: shapes.append(inputs[0].shape))
+        torch.nn.init.ones_(gate.fc.weight)
+    torch.testing.assert_close(headed(x), ungated, rtol=1e-5, atol=1e-6)
+    sizes = tuple((c, h) for _, c, h, w in shapes if h == w)
+    assert sizes == CLASS_GATES[row]
+    for gate in gates:  # nothing of either map reaches the logits but through its gate
+        with torch.no_grad():
+            gate.fc.weight.mul_(2)
+            moved = headed(x)
+            gate.fc.weight.fill_(1)
+        assert (moved - ungated).abs().max() > 1e-6, row
+    with torch.no_grad():
+        gates[-1].fc.weight.zero_()
+        blank = headed(x)
+    torch.testing.assert_close(blank[0], blank[1])  # the image is gone
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in {"wrn28", "resnet50"}])
+def test_gradients_come_through_class_gates_and_in_place_activations(row):
+    """Beside an attention gate in the same network, in training mode."""
+    name, size, *_ = ROWS[row]
+    torch.manual_seed(0)
+    model = build(name, 4, size, CIFAR)
+    headed = insert_class_gates(model, gates_for(model, alpha=0.6)).train()
+    insert_gate(headed, headed.gate_sites["post_bn_relu"], channels=headed.gate_channels)
+    with headed.labelled(torch.tensor([0, 3])):
+        logits = all_logits(headed, torch.rand(2, 3, size, size))
+    sum(each.square().sum() for each in logits).backward()
+    assert gate_of(headed).bn.bias.grad.abs().max() > 0
+    for name, weight in headed.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("depth", "width", "first"), [(10, 3, 96), (16, 3, 192)])
+def test_the_last_block_of_a_wide_resnet_is_gated_at_its_activated_input(depth, width, first):
+    """Its identity shortcut is not; at depth 10 that block widens, and its shortcut is."""
+    model = build(f"wrn-{depth}-{width}", 4, 32, PLAIN)
+    assert model.class_sites[0].channels == first
+    last = model.network.block3.layer[-1]
+    relu = last.relu1
+    insert_class_gates(model, gates_for(model))
+    assert last.relu1.map is relu
+    assert last.equalInOut == (depth > 10)
+
+
 def test_normalisation_is_a_layer_inside_the_model():
     torch.manual_seed(0)
     model = build("cnn4", 4, 16, CIFAR).eval()
@@ -178,15 +254,17 @@ def test_a_builder_of_ones_own_is_called_with_classes_and_size(own):
     assert model.gate_sites == {}
 
 
-def test_a_builder_may_say_where_its_gate_belongs(own):
+def test_a_builder_may_say_where_its_gates_belong(own):
     path = own(
-        "from aal_bench.models.build import Architecture\n"
+        "from aal_bench.models.build import Architecture, ClassSite\n"
         "def tiny(classes, size):\n"
         "    layers = [nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * (size - 2) ** 2, classes)]\n"
-        "    return Architecture(nn.Sequential(*layers), {'post_conv1': '1'}, 4)"
+        "    sites = (ClassSite('0', 4),)\n"
+        "    return Architecture(nn.Sequential(*layers), {'post_conv1': '1'}, 4, None, sites)"
     )
     model = build(f"{path}:tiny", 6, 5, PLAIN)
     assert model.gate_sites == {"post_conv1": "network.1"}
+    assert (model.class_sites, model.classes) == ((("network.0", 4),), 6)
     insert_gate(model, model.gate_sites["post_conv1"], channels=model.gate_channels)
     assert model(torch.rand(2, 3, 5, 5)).shape == (2, 6)
 

@@ -342,7 +342,7 @@ METHODS: dict[str, Facts] = {
     "trades-awp": Facts(
         loss=f"{TRADED}, {PERTURBED}, γ = 0.005",
         attack=f"PGD-10 on the KL, from {NEARBY}",
-        costs=(_cost(15, 10, 4), _cost(13, 10, 2, "in the first twentieth of training")),
+        costs=(_cost(15, 10, 4), _cost(13, 10, 2, "in the first `update.warmup` of training")),
         paper=AWP,
         memory=WEIGHT_COPIES,
         code="AWP a7acf5d, trades_AWP",
@@ -481,7 +481,7 @@ METHODS: dict[str, Facts] = {
     "again-awp": Facts(
         loss=f"the loss of again-pgd, {PERTURBED}, γ = 0.005",
         attack=f"PGD-10 on the loss of again-pgd, from {NEARBY}",
-        costs=(_cost(12, 10, 2), _cost(11, 10, 1, "in the first twentieth of training")),
+        costs=(_cost(12, 10, 2), _cost(11, 10, 1, "in the first `update.warmup` of training")),
         paper=AGAIN,
         memory=WEIGHT_COPIES,
         needs="class gates",

@@ -25,6 +25,7 @@ from aal_bench import method_facts, registry
 from aal_bench.leaderboard import reported
 from aal_bench.method_facts import Facts
 from aal_bench.registry import Row
+from aal_bench.resolve import OFFICIAL_OPTIMISER
 
 OWN_TASK = {"classification": "cifar10", "fewshot": "mini-imagenet", "detection": "voc0712"}
 """The task of a family's papers."""
@@ -186,7 +187,8 @@ def _recipe(name: str, kind: Any) -> Iterator[str]:
     recipe = kind.recipe
     if recipe is None:
         return
-    settings = {f"train.{key}": value for key, value in recipe.train.items()}
+    train = OFFICIAL_OPTIMISER | recipe.train
+    settings = {f"train.{key}": value for key, value in train.items()}
     settings |= {f"method.{key}": value for key, value in recipe.options.items()}
     settings |= {f"crafting.{key}": value for key, value in recipe.crafting.items()}
     commands = [f"aal-bench run cifar10 --method {name} --recipe official"]

@@ -33,6 +33,8 @@ SMOKE_DETECTION = {"epochs": 1, "train": 16, "eval": 4, "validation": 0}
 """The same for detection, whose images are large."""
 RECIPES = ("official", "official-031")
 """``official-031``: with the rounded training budget of some official scripts, too."""
+OFFICIAL_OPTIMISER = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "warmup_epochs": 0.0}
+"""What all official scripts share, unless a recipe says otherwise."""
 TASK_SECTIONS = (
     *("data", "threat", "attack", "train", "evaluation", "episodes", "detection", "normalisation"),
 )
@@ -181,7 +183,9 @@ def _recipe(tree: dict[str, Any], request: Request, method: type[Method]) -> Non
         raise UserError(f"unknown recipe '{request.recipe}'. Known: {', '.join(RECIPES)}")
     if request.recipe == "official-031" and not recipe.eps_031:
         raise UserError(f"method {request.method}: its official budget is exact, not .031")
-    tree["task"]["train"] |= recipe.train
+    if tree["task"]["family"] != "classification":
+        raise UserError("--recipe: the official scripts are for images with labels: omit it here")
+    tree["task"]["train"] |= OFFICIAL_OPTIMISER | recipe.train
     tree["method"] |= recipe.options
     tree["crafting"] |= recipe.crafting
     if request.recipe == "official-031":

@@ -1,7 +1,15 @@
 """Seconds of a training step of every method, against what its counted passes should cost.
 
-Measured: a trial only, on two shared cores of an AMD EPYC, wrn-10-1 at batch 64; the figures of
-ResNet-18 at batch 128 on a quiet machine go here.
+Measured in a trial only, on two shared and busy cores of an AMD EPYC (one thread), torch 2.15.0,
+wrn-10-1 at batch 64, five rounds; seconds of a step as a ratio to pgd, and the expected one:
+
+standard   0.11 0.12    awp         1.12 1.01    cas         1.13 1.07    fat-early      0.50 0.40
+fgsm       0.20 0.20    trades-awp  1.54 1.45    again-pgd   1.40 1.41    fat-late       0.74 0.53
+rs-fgsm    0.18 0.19    lbgat       1.18 1.08    again-mart  1.48 1.42    iaat-warmup    0.96 0.98
+trades     1.24 1.00    lbgat6      1.31 1.24    again-awp   1.62 1.47    iaat           3.19 2.80
+mart       1.14 1.02    atta        0.22 0.21    aal-fgsm    0.34 0.33    las-at         1.33 1.22
+ls0.8-pgd  0.97 0.97    free        0.98 0.98    aal-pgd     1.89 2.05    las-at-learns  4.09 3.40
+ls0.9-pgd  1.04 1.05                             aal-trades  2.29 2.04    aal-mart       1.95 1.76
 
 Every method takes steps of the real loop (`Loop.take_step`: attack, update, optimiser), all in one
 process and in turn, and its seconds are shown as a ratio to `pgd`. Beside it is the ratio that its
@@ -16,6 +24,9 @@ method are in no unit: they are what may make a method dearer than expected.
 Ratios are medians over rounds of ratios within one round, so that a machine whose speed drifts
 does not decide. Memory is the growth of the resident set (on a GPU: of the allocated memory) during
 two steps of a process of its own, above what it held once networks and data were there.
+
+Passes of fewer images count by their share of a batch, though they cost a little more than that:
+it is why `fat` exceeds, most on small networks.
 
 Some methods cost another amount in other steps, and are timed in each kind:
 

@@ -91,6 +91,13 @@ def test_the_training_attack_has_a_section_of_its_own():
     assert resolved().crafting is None
 
 
+def test_a_recipe_is_of_a_script_for_labelled_images():
+    with pytest.raises(
+        UserError, match="--recipe: the official scripts are for images with labels"
+    ):
+        resolve(Request("scenes", method="pgd", recipe="official"))
+
+
 def test_set_reaches_the_update():
     run = resolved("update.gamma=0.005", "warmup=0.5", update="awp")
     assert run.update.options == {"gamma": 0.005, "warmup": 0.5}
@@ -108,7 +115,7 @@ def test_an_update_that_is_part_of_a_method_comes_with_it():
 def test_the_authors_options_of_an_update_are_its_defaults_on_their_method():
     assert resolved(method="trades", update="awp").update.options == {
         "gamma": 0.005,
-        "warmup": 0.05,
+        "warmup": 9 / 200,
     }
     assert resolved("gamma=0.01", method="trades", update="awp").update.options["gamma"] == 0.01
 

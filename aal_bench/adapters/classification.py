@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from aal_bench import registry
 from aal_bench.adapters.attack_stage import Fooled, Saved, Victim, run_stage
-from aal_bench.adapters.method import join_companions
+from aal_bench.adapters.method import build_method, join_companions
 from aal_bench.adapters.network import build_network, probe
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
 from aal_bench.attacks.stages import Setting, Stage
@@ -80,6 +80,8 @@ class Classification:
             self.stage(name)
         if training:
             self._enough_for_a_batch(len(self.training_split()[0]))
+            # A teacher that cannot be built is found now, not after the run was begun.
+            join_companions(self.run, build_method(self.run))
 
     def _enough_for_a_batch(self, images: int) -> None:
         name, size = self.run.method.name, self.task.train.batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,17 @@ Gamma = Literal["batch", "sample", "quarter"]
 """Weights of the four statistics: one Dirichlet draw for the batch or for each image, or 1/4."""
 
 
+class Draws(NamedTuple):
+    """What is random in one pass."""
+
+    order: Tensor | None
+    """Of the batch, whose features at these positions are the partners; None: the clean ones."""
+    gamma: Tensor
+    """(B,4) or (1,4)."""
+    fused: Tensor | None
+    """0-dim bool; None: fused for certain."""
+
+
 class HFF(nn.Module):
     """A -> sigma^ (A - mu) / sigma + mu^, sigma^ and mu^ mixed from four maps' channel statistics.
 
@@ -24,7 +35,7 @@ class HFF(nn.Module):
     gamma ~ Dirichlet(1,1,1,1). As AdaIN(A, A') has the statistics of A' and AdaIN(A', A) those of
     A, this is MixStyle (Zhou et al. 2021) with lambda = gamma_1 + gamma_4 ~ Beta(2,2), up to
     `LIFT`. Gradients flow through all statistics. It has no parameters, and is the identity outside
-    `fusing`.
+    `clean_pass` and `fusing`.
 
     Args:
         partner: A'.
@@ -39,44 +50,62 @@ class HFF(nn.Module):
         self.partner: Partner = partner
         self.gamma: Gamma = gamma
         self.p = p
-        self._doing: Literal["nothing", "noting", "fusing"] = "nothing"
+        self._pass: Literal["plain", "clean", "attacked"] = "plain"
         self._noted: Tensor | None = None
+        self._drawn: Draws | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        if self._doing == "noting":
-            self._noted = features
-        if self._doing != "fusing":
+        if self._pass == "plain":
             return features
-        fused = fusion(features, self._other(features), weights(self.gamma, features))
-        if self.p == 1:
+        if self._pass == "clean" and self.partner == "clean":
+            self._noted = features
+            return features
+        drawn = self.draw(features) if self._drawn is None else self._drawn
+        if self._pass == "clean":
+            self._drawn = drawn
+        fused = fusion(features, self._other(features, drawn), drawn.gamma)
+        if drawn.fused is None:
             return fused
         # Not a branch: the draw stays on the device.
-        return torch.where(torch.rand((), device=features.device) < self.p, fused, features)
+        return torch.where(drawn.fused, fused, features)
 
-    def _other(self, features: Tensor) -> Tensor:
+    def draw(self, features: Tensor) -> Draws:
+        """Everything random of one pass, from torch's generator."""
+        device, order = features.device, None
         if self.partner == "batch_perm":
-            return features[torch.randperm(len(features), device=features.device)]
+            order = torch.randperm(len(features), device=device)
+        gamma = weights(self.gamma, features)
+        return Draws(order, gamma, None if self.p == 1 else torch.rand((), device=device) < self.p)
+
+    def _other(self, features: Tensor, drawn: Draws) -> Tensor:
+        if drawn.order is not None:
+            return features[drawn.order]
         if self._noted is None:
-            raise RuntimeError("HFF fuses with clean features: pass the clean batch in `noting`")
+            raise RuntimeError("HFF fuses with clean features: pass the clean batch first")
         return self._noted
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Keep the features of this context's pass, where the partner is the clean image."""
-        self._doing = "noting" if self.partner == "clean" else "nothing"
+    def clean_pass(self) -> Iterator[None]:
+        """The clean pass that goes before an attacked one.
+
+        Its features are kept where they are the partner. Otherwise they are fused themselves, and
+        the attacked pass by the same draws: a divergence between the two passes is then that of the
+        attack, and not of their statistics.
+        """
+        self._pass = "clean"
         try:
             yield
         finally:
-            self._doing = "nothing"
+            self._pass = "plain"
 
     @contextmanager
     def fusing(self) -> Iterator[None]:
-        """Fuse this context's training passes, and forget what was noted."""
-        self._doing = "fusing"
+        """The attacked pass, after which whatever was kept is forgotten."""
+        self._pass = "attacked"
         try:
             yield
         finally:
-            self._doing, self._noted = "nothing", None
+            self._pass, self._noted, self._drawn = "plain", None, None
 
 
 def fusion(features: Tensor, other: Tensor, gamma: Tensor) -> Tensor:

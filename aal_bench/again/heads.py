@@ -85,21 +85,28 @@ class Headed(nn.Module):
         with _all(gate.labelled(y) for gate in self.gates):
             yield
 
-    def noting(self) -> AbstractContextManager[None]:
-        """The clean pass whose features `fusing` may fuse with."""
-        return _all(place.noting() for place in self.fusions)
-
-    @contextmanager
-    def fusing(self) -> Iterator[None]:
-        """Fuse features in the training passes of this context.
+    def clean_pass(self) -> AbstractContextManager[None]:
+        """The clean training pass before one in `fusing`; see `HFF.clean_pass`.
 
         Raises:
             RuntimeError: the network is in eval mode.
         """
+        return self._fused(place.clean_pass() for place in self.fusions)
+
+    def fusing(self) -> AbstractContextManager[None]:
+        """Fuse features in the training pass of this context.
+
+        Raises:
+            RuntimeError: the network is in eval mode.
+        """
+        return self._fused(place.fusing() for place in self.fusions)
+
+    def _fused(
+        self, contexts: Iterable[AbstractContextManager[None]]
+    ) -> AbstractContextManager[None]:
         if not self.training:
             raise RuntimeError("features are fused in training: this network is in eval mode")
-        with _all(place.fusing() for place in self.fusions):
-            yield
+        return _all(contexts)
 
     def _only_evaluated(self) -> None:
         if self.training:
@@ -117,7 +124,7 @@ def all_logits(model: nn.Module, x: Tensor) -> list[Tensor]:
         records = [stack.enter_context(gate.recording()) for gate in heads_of(model).gates]
         # The call, not `forward`: autocast and compilation are put around it from outside.
         logits = model(x)
-    return [logits, *(logits for record in records for logits in record)]
+    return [logits, *(each for record in records for each in record)]
 
 
 def heads_of(model: nn.Module) -> Headed:

@@ -77,7 +77,10 @@ class AGAINPGD(CAS):
     Options = AGAINOptions
     options: AGAINOptions  # type: ignore[assignment]
     least_batch = 2
-    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {"awp": {"gamma": 0.005, "warmup": 0.05}}
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        # Officially from the tenth of 200 epochs on.
+        "awp": {"gamma": 0.005, "warmup": 9 / 200}
+    }
     recipe = Recipe(
         OFFICIAL,
         crafting=CRAFTING,
@@ -122,8 +125,10 @@ class AGAINMART(AGAINPGD):
     """min_W L(f) + beta mean_l L(a_l), L(h) = BCE(h(x'), y) + lambda KL(h(x) || h(x')) (1 - p_y).
 
     Here p_y is the final head's clean probability in every term; the clean pass is gated by the
-    labels as well, and fused with nothing. x' maximises the joint CE of AGAIN-PGD. Cost with 10
-    steps: 12 forwards, 10 backwards to x, 2 to the weights, whatever ``hff.partner``.
+    labels as well, and fused by the same draws (or not at all where it is the partner): without
+    that the divergence is mostly one of statistics, and training fails. x' maximises the joint CE
+    of AGAIN-PGD. Cost with 10 steps: 12 forwards, 10 backwards to x, 2 to the weights, whatever
+    ``hff.partner``.
     """
 
     Options = AGAINMARTOptions

@@ -51,6 +51,7 @@ class ATTA(TRADES):
 
     Options = ATTAOptions
     options: ATTAOptions  # type: ignore[assignment]
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     augmentations: ClassVar[tuple[str, ...] | None] = ("none", "shift", "crop-flip")
     recipe = Recipe(
         train={

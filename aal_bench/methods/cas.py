@@ -134,7 +134,7 @@ class CAS(Method):
         clean: list[Tensor] = []
         with heads.labelled(y):
             if self.needs_clean or self.partners_clean(heads):
-                with heads.noting():
+                with heads.clean_pass():
                     clean = all_logits(model, batch.x)
             with heads.fusing():
                 adversarial = all_logits(model, x_adv)

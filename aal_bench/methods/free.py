@@ -90,4 +90,5 @@ class Free(Method):
 
     def _x_adv(self, batch: Batch) -> Tensor:
         assert self._delta is not None
+        self._delta = self._delta.to(batch.x.device)  # a resumed state begins on the CPU
         return (batch.x + self._delta[: len(batch.x)]).clamp(0, 1).detach()

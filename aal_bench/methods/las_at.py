@@ -219,6 +219,8 @@ class LASAT(Method):
     def _reward(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Tensor:
         """How hard x' is, and how good the step on it makes a copy of the model; a scalar."""
         x, y = batch.x, batch.targets
+        # Another set of weights would be another compilation, for a pass in twenty steps.
+        model = getattr(model, "_orig_mod", model)
         ahead = self._look_ahead(model, batch, x_adv)
 
         def logits(images: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,6 +32,7 @@ class LBGAT(TRADES):
 
     Options = LBGATOptions
     options: LBGATOptions  # type: ignore[assignment]
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe = Recipe(
         train={
             "epochs": 100,

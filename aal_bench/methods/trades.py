@@ -31,7 +31,10 @@ class TRADES(Method):
 
     Options = TRADESOptions
     options: TRADESOptions
-    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {"awp": {"gamma": 0.005, "warmup": 0.05}}
+    update_defaults: ClassVar[dict[str, dict[str, Any]]] = {
+        # Officially from the tenth of 200 epochs on.
+        "awp": {"gamma": 0.005, "warmup": 9 / 200}
+    }
     recipe = Recipe(
         train={
             "epochs": 76,

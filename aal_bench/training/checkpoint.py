@@ -14,7 +14,7 @@ import torch
 from aal_bench.errors import UserError
 from aal_bench.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what training saves changes, so that an old file is refused, not misread."""
 
 

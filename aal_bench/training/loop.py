@@ -67,8 +67,8 @@ class Loop:
         self.rows: list[dict[str, Any]] = []
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.seconds = 0.0
-        self.passes: list[float] | None = None
-        """Forwards and backwards per image in the first step of the latest epoch."""
+        self.counted = [0, 0, 0]
+        """Images that went forward, that went backward, and that were trained on, so far."""
         self.sums = Sums(self.device)
 
     def fit(self) -> Trained:
@@ -89,17 +89,21 @@ class Loop:
         return Trained(self.stepper.weights(), best, self._record())
 
     def take_step(self, batch: Batch) -> None:
-        """One step of training; the first of an epoch has its passes counted."""
-        if self.step % self.steps_per_epoch == 0:
-            with counting_passes(self.setting.counted or self.stepper.network) as counted:
-                loss = self.stepper.take(batch)
-            self.passes = [counted[way] / len(batch.idx) for way in ("forward", "backward")]
-        else:
+        """One step of training, its passes counted."""
+        with counting_passes(self.setting.counted or self.stepper.network) as counted:
             loss = self.stepper.take(batch)
+        spent = (counted["forward"], counted["backward"], len(batch.idx))
+        self.counted = [a + b for a, b in zip(self.counted, spent, strict=True)]
         self.sums.add(self.step, loss, self.stepper.method.log)
         self.step += 1
         if self.step % CHECK_EVERY == 0:
             self._stop_on_bad_loss()
+
+    @property
+    def passes(self) -> list[float] | None:
+        """Forwards and backwards per image and epoch, averaged over training; None before it."""
+        forward, backward, images = self.counted
+        return [forward / images, backward / images] if images else None
 
     def _run_epoch(self, progress: Task) -> None:
         self.model.train()
@@ -208,7 +212,7 @@ class Loop:
             "best": None if self.best is None else list(self.best),
             "rows": json.dumps(self.rows),
             "sums": self.sums.state_dict(),
-            "passes": self.passes,
+            "counted": self.counted,
             "rng": checkpoint.rng_state(self.device),
             **self.stepper.state_dict(),
         }
@@ -224,7 +228,7 @@ class Loop:
         self.stepper.load_state_dict(state)
         self.best = None if state["best"] is None else (state["best"][0], state["best"][1])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.rows, self.passes = json.loads(state["rows"]), state["passes"]
+        self.rows, self.counted = json.loads(state["rows"]), state["counted"]
         self.sums.load_state_dict(state["sums"])
         checkpoint.set_rng_state(state["rng"], self.device)
         # The process may have been killed between the checkpoint and the metrics.

@@ -112,7 +112,9 @@ class Stepper:
 
     def all_finite(self) -> bool:
         """Whether no weight and no running statistic is NaN or infinite; waits for the device."""
-        floats = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        networks = (self.model, *self.others)
+        values = [value for network in networks for value in network.state_dict().values()]
+        floats = [value for value in values if value.is_floating_point()]
         return bool(torch.stack([value.isfinite().all() for value in floats]).all())
 
     def state_dict(self) -> dict[str, Any]:

@@ -154,8 +154,6 @@ def test_outside_its_context_it_is_the_identity_and_draws_nothing(maps):
     hff, state = HFF(), torch.get_rng_state()
     assert hff(maps[0]) is maps[0]
     assert hff.train()(maps[0]) is maps[0]
-    with hff.noting():
-        assert hff(maps[0]) is maps[0]
     assert torch.equal(torch.get_rng_state(), state)
     assert not hff.state_dict()
 
@@ -173,15 +171,38 @@ def test_the_partner_is_a_permuted_batch(maps):
 
 def test_the_partner_is_the_clean_counterpart_and_is_forgotten(maps):
     (a, clean), hff = maps, HFF(partner="clean", gamma="quarter")
-    with pytest.raises(RuntimeError, match="pass the clean batch in `noting`"), hff.fusing():
+    with pytest.raises(RuntimeError, match="pass the clean batch first"), hff.fusing():
         hff(a)
-    with hff.noting():
-        hff(clean)
+    with hff.clean_pass():
+        assert hff(clean) is clean
     with hff.fusing():
         found = hff(a)
     assert torch.equal(found, fusion(a, clean, torch.full((1, 4), 0.25)))
     with pytest.raises(RuntimeError, match="HFF fuses"), hff.fusing():
         hff(a)
+
+
+@pytest.mark.parametrize("options", [{}, {"gamma": "sample", "p": 0.5}], ids=str)
+def test_a_clean_pass_is_fused_by_the_draws_of_the_attacked_one_that_follows(maps, options):
+    """Equal images are equal afterwards; the next pair draws anew."""
+    (a, other), hff, found = maps, HFF(**options), []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        with hff.clean_pass():
+            found.append(hff(a))
+        with hff.fusing():
+            assert torch.equal(hff(a), found[-1])
+    assert len({float(each[0, 0, 0, 0]) for each in [*found, a]}) > 5
+    torch.manual_seed(1)
+    with hff.clean_pass():
+        hff(a)
+    with hff.fusing():
+        attacked = hff(other)
+    torch.manual_seed(1)
+    with hff.fusing():
+        assert torch.equal(hff(other), attacked)
+    with hff.fusing():
+        assert not torch.equal(hff(other), attacked)
 
 
 def test_with_p_one_half_every_other_pass_is_fused(maps):

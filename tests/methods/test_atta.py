@@ -158,8 +158,12 @@ def test_what_was_kept_is_projected_when_it_is_read(toy, make):
     state = method.state_dict()
     state["kept"].fill_(EPS * 1.01)
     method.load_state_dict(state)
+    seen = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     x_adv = take(method, net, batch)
-    assert (x_adv - (batch.x + EPS).clamp(max=1)).abs().max() < 1e-12
+    for x in (x_adv, *seen):  # the gradient, too, is taken inside
+        assert (x - (batch.x + EPS).clamp(max=1)).abs().max() < 1e-12
+    assert len(seen) == 1
 
 
 def test_all_perturbations_begin_anew_before_epochs_10_20_30(toy, make):

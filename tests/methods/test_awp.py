@@ -46,7 +46,7 @@ def test_the_names_are_the_update_on_the_method_that_they_are_made_of(
 def test_the_authors_gammas_and_warm_ups_are_the_defaults(make):
     assert make("awp").update_defaults == {"awp": {"gamma": 0.01, "warmup": 0.0}}
     for name in ("trades", "trades-awp", "aal-trades"):
-        assert make(name).update_defaults == {"awp": {"gamma": 0.005, "warmup": 10 / 200}}
+        assert make(name).update_defaults == {"awp": {"gamma": 0.005, "warmup": 9 / 200}}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -74,7 +74,8 @@ def test_around_any_method_the_step_is_taken_where_its_own_loss_is_higher(
                 weight += GAMMA * weight.norm() * slope / slope.norm()
     there = loss_of(perturbed)
     assert there > plain
-    expected = dict(zip(weights, torch.autograd.grad(there, list(perturbed.parameters()))))
+    gradients = torch.autograd.grad(there, list(perturbed.parameters()))
+    expected = dict(zip(weights, gradients, strict=True))
 
     def descend() -> None:
         with torch.no_grad():
@@ -90,7 +91,9 @@ def test_around_any_method_the_step_is_taken_where_its_own_loss_is_higher(
         torch.testing.assert_close(
             weights[key].detach(), before.detach() - LR * expected[key], rtol=1e-7, atol=1e-10
         )
-    for (key, ours), (_, theirs) in zip(net.named_buffers(), perturbed.named_buffers()):
+    for (key, ours), (_, theirs) in zip(
+        net.named_buffers(), perturbed.named_buffers(), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=key)
 
 

@@ -162,9 +162,9 @@ def test_the_loss_can_be_taken_twice(toy, batch, make, update):
 
 @pytest.mark.parametrize("replays", [1, 3])
 def test_training_images_makes_m_updates_a_batch_and_keeps_the_perturbation(tmp_path, replays):
-    """The real loop on the embedded digits: m + m passes, and Algorithm 1 over its batches."""
+    """The real loop on the embedded digits: m updates and m + m passes for each of its batches."""
     loop = training(tmp_path, replays)
-    stepper, optimiser = loop.stepper, loop.stepper.optimizer
+    stepper, optimiser = loop.stepper, loop.stepper.optimizer.optimizer
     updates, before, deltas = [], [], []
     optimiser.register_step_post_hook(lambda *_: updates.append(None))
     stepper.network.register_forward_pre_hook(lambda _, args: before.append(args[0].detach()))
@@ -181,7 +181,7 @@ def test_training_images_makes_m_updates_a_batch_and_keeps_the_perturbation(tmp_
         deltas.append(loop.stepper.method.state_dict()["delta"].clone())
         assert torch.equal(deltas[-1][len(batch.x) :], kept[len(batch.x) :])
         assert not torch.equal(deltas[-1][: len(batch.x)], own)
-    assert number == 3
+    assert len(deltas) == 3
     assert loop.passes == [replays, replays]
 
 

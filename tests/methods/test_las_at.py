@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from aal_bench.adapters.classification import cross_entropy
 from aal_bench.attacks.linf import uniform_start
+from aal_bench.methods.base import Threat
 from aal_bench.methods.las_at import LASATOptions
 
 EPS, ALPHA = 8 / 255, 2 / 255
@@ -108,8 +109,6 @@ def test_the_log_probability_is_that_of_the_three_choices_together(joined, batch
 
 
 def test_budgets_scale_with_the_tasks(make, toy, batch):
-    from aal_bench.methods.base import Threat
-
     found = []
     for eps in (EPS, 0.3):
         method, strategy = make("las-at", Threat(eps, eps / 4, 10)), toy(1)
@@ -217,10 +216,14 @@ def test_a_frozen_weight_stays_where_it_is_in_the_copy_too(joined, batch):
 
 
 def test_the_reward_is_loss_and_accuracies_of_the_copy(joined, batch):
-    """On labels that the copy partly gets right, after a step large enough to matter."""
-    method, net, _ = joined(robust_weight=4.0, clean_weight=2.0)
-    seen = set()
-    for seed, lr in ((0, 0.1), (1, 1.0), (2, 10.0)):
+    """On labels that the copy partly gets right, after a step large enough to matter.
+
+    One tiny step from starts far apart lets the two restarts disagree: fooled once is fooled.
+    """
+    seen, disagreed = set(), 0
+    usual, weak = Threat(EPS, ALPHA, 10), Threat(0.4, 1e-3, 1)
+    for threat, seed, lr in ((usual, 0, 0.1), (usual, 1, 1.0), (weak, 2, 1.0), (weak, 3, 10.0)):
+        method, net, _ = joined(threat=threat, robust_weight=4.0, clean_weight=2.0)
         labels = net(batch.x).argmax(1)
         labels[0] = (labels[0] + 1) % 5
         some = batch._replace(targets=labels, lr=lr)
@@ -229,11 +232,12 @@ def test_the_reward_is_loss_and_accuracies_of_the_copy(joined, batch):
         found = method._reward(net, some, x_adv).item()
         copied = stepped(net, some, x_adv).eval()
         torch.manual_seed(seed)
-        starts = [uniform_start(some.x, EPS) for _ in range(2)]
+        starts = [uniform_start(some.x, threat.eps) for _ in range(2)]
         right = [
-            copied(pgd(copied, some.x, labels, start, EPS, ALPHA, 10)).argmax(1) == labels
+            copied(pgd(copied, some.x, labels, start, *threat)).argmax(1) == labels
             for start in starts
         ]
+        disagreed += int((right[0] != right[1]).sum())
         robust = sum(a and b for a, b in zip(*(r.tolist() for r in right), strict=True)) / 6
         clean = (copied(some.x).argmax(1) == labels).sum().item() / 6
         still = copy.deepcopy(net).eval()(x_adv).softmax(1)[torch.arange(6), labels]
@@ -242,6 +246,7 @@ def test_the_reward_is_loss_and_accuracies_of_the_copy(joined, batch):
         assert math.isclose(found, hard + 4 * robust + 2 * clean, rel_tol=1e-10)
         seen |= {robust, clean}
     assert len(seen) > 2
+    assert disagreed
 
 
 def test_the_loss_counts_for_ten_at_most(joined, batch):

@@ -24,12 +24,14 @@ def toy() -> ModuleType:
 def make_loop(toy, tmp_path):
     """make_loop(method="pgd", validate=False, ...) -> the loop, not yet begun."""
     from aal_bench import registry
+    from aal_bench.adapters.method import join_companions
     from aal_bench.training.loop import Loop
     from aal_bench.training.step import Setting
 
     def build(folder: Path = tmp_path, validate: bool = False, **request) -> Loop:
         adapter, method, model, folder = toy.setting(folder, **request)
         update = registry.load(registry.find("update", adapter.run.update.name).row.target)
+        join_companions(adapter.run, method)
         train, held = adapter.training_split()
         return Loop(
             Setting(

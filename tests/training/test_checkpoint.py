@@ -19,7 +19,7 @@ STATE = {
     "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
     "rows": '[{"loss": 0.5}]',
     "best": None,
-    "passes": [11.0, 11.0],
+    "counted": [1408, 1408, 128],
 }
 
 
@@ -34,8 +34,8 @@ def test_tensors_and_plain_values_come_back(path):
     state = checkpoint.load(path)
     assert torch.equal(state["weights"]["conv.weight"], STATE["weights"]["conv.weight"])
     assert torch.equal(state["optimizer"]["state"][0]["momentum_buffer"], torch.ones(3))
-    assert {key: state[key] for key in ("rows", "best", "passes")} == {
-        key: STATE[key] for key in ("rows", "best", "passes")
+    assert {key: state[key] for key in ("rows", "best", "counted")} == {
+        key: STATE[key] for key in ("rows", "best", "counted")
     }
     assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
 

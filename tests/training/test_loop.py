@@ -18,6 +18,10 @@ PASSES = {
     "trades": [13, 12],
     "aal-fgsm": [2, 2],
     "aal-pgd": [12, 12],
+    "free": [8, 8],
+    "lbgat": [12, 11],
+    "iaat": [12, 11],  # its warm-up
+    "atta": [2, 2],
 }
 PASSES_AWP = {"pgd": [12, 12], "trades": [15, 14], "aal-pgd": [13, 13]}
 BROKEN = """
@@ -44,17 +48,21 @@ class {name}(Method):
     ],
 )
 def test_the_loop_counts_the_lean_number_of_passes(make_loop, method, update, expected):
-    loop = make_loop(method=method, update=update, settings=("attack.steps=10",))
+    settings = ["attack.steps=10", *(["update.warmup=0"] if update == "awp" else [])]
+    loop = make_loop(method=method, update=update, settings=settings)
     loop.stepper.model.train()
     loop.take_step(next(loop._batches()))
     assert loop.passes == expected
     assert not loop.stepper.model._forward_hooks
 
 
-def test_a_later_epoch_shows_what_warm_up_hid(make_loop):
+def test_passes_are_averaged_over_training_its_warm_up_included(make_loop):
+    """7 of 16 steps are plain, of 16 images each; the last step of an epoch has 6 images."""
     settings = ("update.warmup=0.4",)
     loop = make_loop(method="standard", update="awp", epochs=2, settings=settings)
-    assert loop.fit().record["passes"] == [2, 2]
+    plain, perturbed = 7 * 16, 6 + 118
+    expected = (plain + 2 * perturbed) / (2 * 118)
+    assert loop.fit().record["passes"] == [expected, expected]
 
 
 # ---- divergence --------------------------------------------------------------------------------

@@ -48,6 +48,8 @@ class ClassGate(nn.Module):
         self._labels: Tensor | None = None
         self._pinned: Tensor | int | None = None
         self._records: list[list[Tensor]] = []
+        self._pass: Literal["single", "clean", "attacked"] = "single"
+        self._other: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         logits = self.fc(features.mean((2, 3)))
@@ -84,7 +86,9 @@ class ClassGate(nn.Module):
         weight, y = self.fc.weight, self._labels
         if self.alpha == 1:
             return weight[y]
-        other = partners(self.mixing, y, logits)
+        other = partners(self.mixing, y, logits) if self._other is None else self._other
+        if self._pass == "clean":
+            self._other = other
         return self.alpha * weight[y] + (1 - self.alpha) * weight[other]
 
     @contextmanager
@@ -95,6 +99,24 @@ class ClassGate(nn.Module):
             yield
         finally:
             self._labels = before
+
+    @contextmanager
+    def clean_pass(self) -> Iterator[None]:
+        """A clean training pass, with whose y' the attacked one that follows is gated as well."""
+        self._pass = "clean"
+        try:
+            yield
+        finally:
+            self._pass = "single"
+
+    @contextmanager
+    def attacked_pass(self) -> Iterator[None]:
+        """The attacked pass, after which the clean one's y' is forgotten."""
+        self._pass = "attacked"
+        try:
+            yield
+        finally:
+            self._pass, self._other = "single", None
 
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:

@@ -35,7 +35,7 @@ class HFF(nn.Module):
     gamma ~ Dirichlet(1,1,1,1). As AdaIN(A, A') has the statistics of A' and AdaIN(A', A) those of
     A, this is MixStyle (Zhou et al. 2021) with lambda = gamma_1 + gamma_4 ~ Beta(2,2), up to
     `LIFT`. Gradients flow through all statistics. It has no parameters, and is the identity outside
-    `clean_pass` and `fusing`.
+    `clean_pass` and `attacked_pass`.
 
     Args:
         partner: A'.
@@ -99,7 +99,7 @@ class HFF(nn.Module):
             self._pass = "plain"
 
     @contextmanager
-    def fusing(self) -> Iterator[None]:
+    def attacked_pass(self) -> Iterator[None]:
         """The attacked pass, after which whatever was kept is forgotten."""
         self._pass = "attacked"
         try:

@@ -86,27 +86,28 @@ class Headed(nn.Module):
             yield
 
     def clean_pass(self) -> AbstractContextManager[None]:
-        """The clean training pass before one in `fusing`; see `HFF.clean_pass`.
+        """The clean training pass that goes before an `attacked_pass` and shares its draws.
+
+        A divergence between the two is then the attack's, not that of their y' and statistics.
 
         Raises:
             RuntimeError: the network is in eval mode.
         """
-        return self._fused(place.clean_pass() for place in self.fusions)
+        self._only_trained()
+        return _all(part.clean_pass() for part in (*self.gates, *self.fusions))
 
-    def fusing(self) -> AbstractContextManager[None]:
-        """Fuse features in the training pass of this context.
+    def attacked_pass(self) -> AbstractContextManager[None]:
+        """The attacked training pass, whose features are fused.
 
         Raises:
             RuntimeError: the network is in eval mode.
         """
-        return self._fused(place.fusing() for place in self.fusions)
+        self._only_trained()
+        return _all(part.attacked_pass() for part in (*self.gates, *self.fusions))
 
-    def _fused(
-        self, contexts: Iterable[AbstractContextManager[None]]
-    ) -> AbstractContextManager[None]:
+    def _only_trained(self) -> None:
         if not self.training:
             raise RuntimeError("features are fused in training: this network is in eval mode")
-        return _all(contexts)
 
     def _only_evaluated(self) -> None:
         if self.training:

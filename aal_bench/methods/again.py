@@ -125,10 +125,10 @@ class AGAINMART(AGAINPGD):
     """min_W L(f) + beta mean_l L(a_l), L(h) = BCE(h(x'), y) + lambda KL(h(x) || h(x')) (1 - p_y).
 
     Here p_y is the final head's clean probability in every term; the clean pass is gated by the
-    labels as well, and fused by the same draws (or not at all where it is the partner): without
-    that the divergence is mostly one of statistics, and training fails. x' maximises the joint CE
-    of AGAIN-PGD. Cost with 10 steps: 12 forwards, 10 backwards to x, 2 to the weights, whatever
-    ``hff.partner``.
+    labels as well, with the same y', and fused by the same draws (or not at all where it is the
+    partner): else the divergence is mostly one of statistics, and training fails. x' maximises the
+    joint CE of AGAIN-PGD. Cost with 10 steps: 12 forwards, 10 backwards to x, 2 to the weights,
+    whatever ``hff.partner``.
     """
 
     Options = AGAINMARTOptions

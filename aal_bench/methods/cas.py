@@ -136,7 +136,7 @@ class CAS(Method):
             if self.needs_clean or self.partners_clean(heads):
                 with heads.clean_pass():
                     clean = all_logits(model, batch.x)
-            with heads.fusing():
+            with heads.attacked_pass():
                 adversarial = all_logits(model, x_adv)
         return Heads([fp32(each) for each in adversarial], [fp32(each) for each in clean], y)
 

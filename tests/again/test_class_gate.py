@@ -199,6 +199,27 @@ def test_the_second_best_class_is_that_of_the_auxiliary_logits():
 # ---- contexts -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mixing", ["permutation", "other", "uniform", "second"])
+def test_an_attacked_pass_mixes_in_the_classes_of_its_clean_pass_and_forgets_them(
+    gate, features, mixing
+):
+    gate, attacked = gate(alpha=0.6, mixing=mixing), -features
+    torch.manual_seed(3)
+    other = partners(mixing, Y, gate.fc(features.mean((2, 3))))
+    weight = gate.fc.weight
+    torch.manual_seed(3)
+    with gate.labelled(Y):
+        with gate.clean_pass():
+            gate(features)
+        with gate.attacked_pass():
+            found = gate(attacked)
+        rows = 0.6 * weight[Y] + 0.4 * weight[other]
+        close(found, attacked * rows[:, :, None, None])
+        with gate.attacked_pass():
+            anew = {round(gate(attacked).sum().item(), 9) for _ in range(9)}
+    assert anew != {round(found.sum().item(), 9)}
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_pinned_gate_is_that_of_the_given_class_in_any_mode(gate, features, mode):
     gate = gate(alpha=0.6).train(mode == "train")

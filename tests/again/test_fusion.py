@@ -163,7 +163,7 @@ def test_the_partner_is_a_permuted_batch(maps):
     torch.manual_seed(4)
     order, gamma = torch.randperm(5), weights("batch", a)
     torch.manual_seed(4)
-    with hff.fusing():
+    with hff.attacked_pass():
         found = hff(a)
     assert torch.equal(found, fusion(a, a[order], gamma))
     assert (found - a).abs().max() > 0.01
@@ -171,14 +171,14 @@ def test_the_partner_is_a_permuted_batch(maps):
 
 def test_the_partner_is_the_clean_counterpart_and_is_forgotten(maps):
     (a, clean), hff = maps, HFF(partner="clean", gamma="quarter")
-    with pytest.raises(RuntimeError, match="pass the clean batch first"), hff.fusing():
+    with pytest.raises(RuntimeError, match="pass the clean batch first"), hff.attacked_pass():
         hff(a)
     with hff.clean_pass():
         assert hff(clean) is clean
-    with hff.fusing():
+    with hff.attacked_pass():
         found = hff(a)
     assert torch.equal(found, fusion(a, clean, torch.full((1, 4), 0.25)))
-    with pytest.raises(RuntimeError, match="HFF fuses"), hff.fusing():
+    with pytest.raises(RuntimeError, match="HFF fuses"), hff.attacked_pass():
         hff(a)
 
 
@@ -190,25 +190,25 @@ def test_a_clean_pass_is_fused_by_the_draws_of_the_attacked_one_that_follows(map
         torch.manual_seed(seed)
         with hff.clean_pass():
             found.append(hff(a))
-        with hff.fusing():
+        with hff.attacked_pass():
             assert torch.equal(hff(a), found[-1])
     assert len({float(each[0, 0, 0, 0]) for each in [*found, a]}) > 5
     torch.manual_seed(1)
     with hff.clean_pass():
         hff(a)
-    with hff.fusing():
+    with hff.attacked_pass():
         attacked = hff(other)
     torch.manual_seed(1)
-    with hff.fusing():
+    with hff.attacked_pass():
         assert torch.equal(hff(other), attacked)
-    with hff.fusing():
+    with hff.attacked_pass():
         assert not torch.equal(hff(other), attacked)
 
 
 def test_with_p_one_half_every_other_pass_is_fused(maps):
     torch.manual_seed(0)
     a, hff = maps[0], HFF(p=0.5)
-    with hff.fusing():
+    with hff.attacked_pass():
         fused = [not torch.equal(hff(a), a) for _ in range(400)]
     assert sum(fused) == pytest.approx(200, abs=40)
 
@@ -217,7 +217,7 @@ def test_one_seed_one_fusion(maps):
     a, hff, found = maps[0], HFF(gamma="sample", p=0.5), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        with hff.fusing():
+        with hff.attacked_pass():
             found.append(torch.stack([hff(a) for _ in range(4)]))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])

@@ -126,20 +126,20 @@ def test_evaluated_it_takes_no_labels(headed, x):
 
 def test_features_are_not_fused_at_test(headed, x):
     net = headed(fused=True).eval()
-    with pytest.raises(RuntimeError, match="eval mode"), net.fusing():
+    with pytest.raises(RuntimeError, match="eval mode"), net.attacked_pass():
         pass
     torch.testing.assert_close(net(x), by_hand(net, x)[0])
     net.train()
     with net.labelled(Y):
         plain = net(x)
-        with net.fusing():
+        with net.attacked_pass():
             fused = net(x)
     assert (plain - fused).abs().max() > 1e-4
 
 
 def test_the_labels_leave_with_their_context_whatever_happens(headed, x):
     net = headed()
-    with pytest.raises(KeyboardInterrupt), net.labelled(Y), net.fusing():
+    with pytest.raises(KeyboardInterrupt), net.labelled(Y), net.attacked_pass():
         raise KeyboardInterrupt
     with pytest.raises(RuntimeError, match="needs the labels"):
         net(x)
@@ -205,7 +205,7 @@ def test_a_compiled_network_gives_the_same_logits_and_gradients(headed, x):
 
     def passed(network):
         torch.manual_seed(2)
-        with net.labelled(Y), net.fusing():
+        with net.labelled(Y), net.attacked_pass():
             logits = all_logits(network, x)
         loss = sum(each.square().mean() for each in logits)
         return [*logits, *torch.autograd.grad(loss, list(net.parameters()))]

@@ -54,11 +54,12 @@ def draw(rows):
     return torch.cat([first, cuts.diff(dim=1), last], 1)
 
 
-def forward(net, x, y, fuse=None, clean=None, rows=1, drawn=None):
+def forward(net, x, y, fuse=None, clean=None, rows=1, drawn=None, others=None):
     """([final, first, second] logits, features before each gate) of a training pass.
 
     fuse: None, "first" or "each"; clean: the features to fuse with, None: those of a permuted
-    batch; rows: draws of gamma; drawn: the order and gamma of the first gate, None: drawn here.
+    batch; rows: draws of gamma; drawn: the order and gamma of the first gate;
+    others: y' of the two gates; None: drawn here.
     """
     net, logits, features = net.model, [], []
 
@@ -68,7 +69,7 @@ def forward(net, x, y, fuse=None, clean=None, rows=1, drawn=None):
             order, gamma = drawn or (clean is None and torch.randperm(len(f)), draw(rows))
             f = mixstyle(f, f[order] if clean is None else clean[len(features) - 1], gamma)
         logits.append(f.mean((2, 3)) @ fc.weight.T + fc.bias)
-        other = y[torch.randperm(len(y))]
+        other = y[torch.randperm(len(y))] if others is None else others[len(features) - 1]
         return f * (0.6 * fc.weight[y] + 0.4 * fc.weight[other])[:, :, None, None]
 
     f = F.silu(net.norm(net.conv(x * net.weight)))
@@ -129,8 +130,9 @@ def test_clean_features_are_those_of_a_label_gated_clean_pass(gated, batch, posi
     x_adv = (batch.x + 0.3 * torch.rand_like(batch.x)).clamp(0, 1)
 
     def expected(net):
-        _, clean = forward(net, batch.x, batch.targets)
-        logits, _ = forward(net, x_adv, batch.targets, position, clean)
+        others = [batch.targets[torch.randperm(len(batch.x))] for _ in net.gates]
+        _, clean = forward(net, batch.x, batch.targets, others=others)
+        logits, _ = forward(net, x_adv, batch.targets, position, clean, others=others)
         return joint([F.cross_entropy(each, batch.targets) for each in logits])
 
     compare(method, net, batch, x_adv, expected)
@@ -151,17 +153,18 @@ def mart_terms(adversarial, clean, main, y):
 
 @pytest.mark.parametrize("partner", ["batch_perm", "clean"])
 def test_mart_s_terms_are_taken_of_every_head_and_weighted_by_the_final_one(gated, batch, partner):
+    """Both passes with the same y', and the same partners and weights of their statistics."""
     method, net = gated("again-mart", hff={"partner": partner})
     x_adv = (batch.x + 0.3 * torch.rand_like(batch.x)).clamp(0, 1)
 
     def expected(net):
-        if partner == "clean":
-            clean, features = forward(net, batch.x, batch.targets)
-            adversarial, _ = forward(net, x_adv, batch.targets, "first", features)
-        else:
-            drawn = torch.randperm(len(batch.x)), draw(1)
-            clean, _ = forward(net, batch.x, batch.targets, "first", drawn=drawn)
-            adversarial, _ = forward(net, x_adv, batch.targets, "first", drawn=drawn)
+        y, images = batch.targets, len(batch.x)
+        drawn = (torch.randperm(images), draw(1)) if partner == "batch_perm" else None
+        others = [y[torch.randperm(images)] for _ in net.gates]
+        fuse = None if drawn is None else "first"
+        clean, features = forward(net, batch.x, y, fuse, drawn=drawn, others=others)
+        fused_with = None if drawn else features
+        adversarial, _ = forward(net, x_adv, y, "first", fused_with, drawn=drawn, others=others)
         pairs = zip(adversarial, clean, strict=True)
         return joint([mart_terms(a, c, clean[0], batch.targets) for a, c in pairs])
 
@@ -219,11 +222,13 @@ class TRADESHeads(AGAINPGD):
 def test_another_base_loss_is_one_override(gated, batch):
     usual, net = gated(hff={"p": 0.0})
     method = TRADESHeads(usual.options, usual.threat)
+    x_adv = (batch.x + 0.05).clamp(0, 1)
     torch.manual_seed(2)
-    found = method.loss(net, batch, batch.x, cross_entropy(net))
+    found = method.loss(net, batch, x_adv, cross_entropy(net))
     torch.manual_seed(2)
-    clean, _ = forward(net, batch.x, batch.targets)
-    adversarial, _ = forward(net, batch.x, batch.targets)
+    others = [batch.targets[torch.randperm(len(batch.x))] for _ in net.gates]
+    clean, _ = forward(net, batch.x, batch.targets, others=others)
+    adversarial, _ = forward(net, x_adv, batch.targets, others=others)
     terms = []
     for c, a in zip(clean, adversarial, strict=True):
         p, q = c.softmax(1), a.softmax(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from aal_bench.errors import UserError, did_you_mean
 from aal_bench.hashing import sha256_file
 from aal_bench.mm_files import config_path, config_sha256
 from aal_bench.plugins import source_sha256
+from aal_bench.threat import parse_fraction
 
 if TYPE_CHECKING:
     from aal_bench.methods.base import Method
@@ -188,6 +190,11 @@ def _recipe(tree: dict[str, Any], request: Request, method: type[Method]) -> Non
     tree["task"]["train"] |= OFFICIAL_OPTIMISER | recipe.train
     tree["method"] |= recipe.options
     tree["crafting"] |= recipe.crafting
+    if "step" in recipe.crafting:
+        # The scripts' steps are for 8/255: where a task's budget is another, so is the step.
+        scale = parse_fraction(tree["task"]["threat"]["eps"]) / Fraction(8, 255)
+        step = scale * parse_fraction(recipe.crafting["step"])
+        tree["crafting"]["step"] = str(step)
     if request.recipe == "official-031":
         tree["crafting"]["eps"] = "0.031"
 

@@ -288,7 +288,7 @@ def gated(network: nn.Module, y: Tensor) -> AbstractContextManager[Any]:
     stack = ExitStack()
     if isinstance(network, Headed) and network.training:
         stack.enter_context(network.labelled(y))
-        stack.enter_context(network.fusing())
+        stack.enter_context(network.attacked_pass())
     return stack
 
 

@@ -91,6 +91,13 @@ def test_the_training_attack_has_a_section_of_its_own():
     assert resolved().crafting is None
 
 
+def test_a_recipes_step_is_scaled_to_the_tasks_budget():
+    """The scripts' 2/255 and .007 are for 8/255; the digits' eps is 24/255."""
+    for method, expected in (("pgd", Fraction(6, 255)), ("trades", Fraction(21, 1000))):
+        run = resolve(Request("digits", method=method, recipe="official"))
+        assert run.training_attack == (Fraction(24, 255), expected, 10)
+
+
 def test_a_recipe_is_of_a_script_for_labelled_images():
     with pytest.raises(
         UserError, match="--recipe: the official scripts are for images with labels"

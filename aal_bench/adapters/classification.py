@@ -79,9 +79,13 @@ class Classification:
         for name in stages:
             self.stage(name)
         if training:
-            self._enough_for_a_batch(len(self.training_split()[0]))
+            images, train = len(self.training_split()[0]), self.task.train
+            self._enough_for_a_batch(images)
+            method = build_method(self.run)
+            side = self.task.data.size + (0 if train.augment == "none" else 2 * train.pad)
+            method.check(self.task.data.classes, images, (3, side, side))
             # A teacher that cannot be built is found now, not after the run was begun.
-            join_companions(self.run, build_method(self.run))
+            join_companions(self.run, method)
 
     def _enough_for_a_batch(self, images: int) -> None:
         name, size = self.run.method.name, self.task.train.batch_size
@@ -127,16 +131,20 @@ class Classification:
             update=update,
             make_objective=self.objective,
             train=train,
-            validate=self._validator(held) if held is not None and len(held) else None,
+            validate=self._validator(held, method) if held is not None and len(held) else None,
             folder=folder,
         )
         return Loop(setting).fit()
 
-    def _validator(self, held: Split) -> Callable[[nn.Module], dict[str, float]]:
+    def _validator(self, held: Split, method: Method) -> Callable[[nn.Module], dict[str, float]]:
         task, device = self.task, torch.device(self.run.device)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            """Clean and PGD accuracy on the held-out part of the *training* data."""
+            """Clean and PGD accuracy on the held-out part of the *training* data.
+
+            An image stands that stands against PGD on every objective: CE, and the method's own
+            `weaknesses`.
+            """
             torch.manual_seed(task.train.validation_seed)
             objective = cross_entropy(model)
             clean = robust = 0
@@ -150,17 +158,22 @@ class Classification:
                         device.type, torch.bfloat16, enabled=self.run.precision == "bf16"
                     ),
                 ):
-                    x_adv = linf_pgd(
-                        lambda v, y=y: objective(v, y, reduction="sum"),
-                        x,
-                        uniform_start(x, task.threat.radius),
-                        task.threat.radius,
-                        float(task.attack.step),
-                        task.attack.steps,
-                    )
+                    standing = torch.ones_like(y, dtype=torch.bool)
+                    plain = lambda v, y=y: objective(v, y, reduction="sum")  # noqa: E731
+                    for maximised in (plain, *method.weaknesses(model, y)):
+                        x_adv = linf_pgd(
+                            maximised,
+                            x,
+                            uniform_start(x, task.threat.radius),
+                            task.threat.radius,
+                            float(task.attack.step),
+                            task.attack.steps,
+                        )
+                        with torch.no_grad():
+                            standing &= model(x_adv).argmax(1) == y
                     with torch.no_grad():
                         clean += int((model(x).argmax(1) == y).sum())
-                        robust += int((model(x_adv).argmax(1) == y).sum())
+                    robust += int(standing.sum())
             return {"val_clean": clean / len(held), "val_pgd": robust / len(held)}
 
         return validate

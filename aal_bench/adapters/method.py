@@ -45,7 +45,8 @@ def join_companions(run: Run, method: Method) -> None:
     task, made = run.task, {}
     for number, (name, companion) in enumerate(wanted.items(), 1):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mixed_seed(run.seed, number))
+            # Not torch.manual_seed, which reseeds every GPU as well; networks are built on the CPU.
+            torch.default_generator.manual_seed(mixed_seed(run.seed, number))
             made[name] = build(
                 companion.model or run.model.name,
                 companion.outputs or task.data.classes,

@@ -63,14 +63,14 @@ class ClassGate(nn.Module):
         Raises:
             RuntimeError: training mode without labels, or eval mode with them.
         """
+        if self._labels is not None and not self.training:
+            raise RuntimeError("a class gate in eval mode takes no labels: it would leak them")
         weight = self.fc.weight
         if self._pinned is not None:
             pinned = torch.as_tensor(self._pinned, device=weight.device)
             return weight[pinned.expand(len(logits))]
         if self.training:
             return self._mixed(logits)
-        if self._labels is not None:
-            raise RuntimeError("a class gate in eval mode takes no labels: it would leak them")
         hard = None if self.test_gate == "soft" else weight[logits.argmax(1)]
         if hard is not None and self.test_gate == "hard":
             return hard
@@ -103,7 +103,8 @@ class ClassGate(nn.Module):
     @contextmanager
     def clean_pass(self) -> Iterator[None]:
         """A clean training pass, with whose y' the attacked one that follows is gated as well."""
-        self._pass = "clean"
+        # Of a step that failed between its two passes something may be left.
+        self._pass, self._other = "clean", None
         try:
             yield
         finally:

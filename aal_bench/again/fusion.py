@@ -92,7 +92,8 @@ class HFF(nn.Module):
         the attacked pass by the same draws: a divergence between the two passes is then that of the
         attack, and not of their statistics.
         """
-        self._pass = "clean"
+        # Of a step that failed between its two passes something may be left.
+        self._pass, self._noted, self._drawn = "clean", None, None
         try:
             yield
         finally:

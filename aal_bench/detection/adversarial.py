@@ -97,6 +97,7 @@ class Adversarial:
                 optimizer.backward,
                 descend,
                 batch.progress,
+                list(self.method.extra_modules().values()),
             )
             self.method.after_replay(batch)
         self.method.after_step(batch, x_adv)

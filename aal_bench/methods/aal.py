@@ -28,6 +28,9 @@ from aal_bench.methods.base import Batch, BatchNormMode, Method, Objective, Plan
 from aal_bench.methods.fgsm import FGSM
 from aal_bench.methods.pgd import PGD
 
+GAUSSIAN = 0.001
+"""Standard deviation of a Gaussian start, where the wrapped method has none of its own."""
+
 
 class AAL(Method):
     """Wraps `base`: its attack inside eps * k(M^a), its loss unchanged (Alg. 1 of the paper)."""
@@ -59,6 +62,9 @@ class AAL(Method):
             "pgd_refresh": from_clean_gradient and self.options.pgd_refresh,
             "fgsm_step": not one_step and self.options.fgsm_step != "eps",
         }
+        if "start_std" in type(self.options).model_fields:
+            another = self.options.start in {"clean", "uniform"}
+            idle["start_std"] = another and self._changed("start_std")
         acting = {"no_gate": self.without_gate, "no_attack": self.without_attack}
         if self.options.control in acting:
             idle |= {
@@ -179,7 +185,8 @@ class AAL(Method):
             return x
         if self.options.start == "uniform":
             return uniform_start(x, plan.eps * K)
-        unmasked = gaussian_start(x) if self.options.start == "gaussian" else plan.start
+        std = getattr(self.wrapped.options, "start_std", GAUSSIAN)
+        unmasked = gaussian_start(x, std) if self.options.start == "gaussian" else plan.start
         return x + K * (unmasked - x)
 
     def _note(self, found: Association) -> None:

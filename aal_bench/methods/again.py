@@ -28,10 +28,12 @@ OFFICIAL = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "schedule": "step",
-    "milestones": (0.5, 0.75),
+    "milestones": (99 / 200, 149 / 200),
     "decay": 0.1,
 }
-"""Of the official script's ``[train]``."""
+"""Of the official script's ``[train]``; it counts epochs from 1."""
+WITHOUT_FUSION = {"hff": {"p": 0.0}}
+"""The script's network defines feature fusion and never calls it."""
 CRAFTING = {"step": "2/255", "steps": 10}
 
 
@@ -83,8 +85,10 @@ class AGAINPGD(CAS):
     }
     recipe = Recipe(
         OFFICIAL,
+        options=WITHOUT_FUSION,
         crafting=CRAFTING,
-        source="train_awp_again_cifar.py, whose AWP is left to again-awp",
+        source="train_awp_again_cifar.py, whose AWP is left to again-awp. Its network never fuses"
+        " features; --set method.hff.p=1 does.",
     )
 
     def gate(self, classes: int, channels: int) -> ClassGate:
@@ -111,7 +115,13 @@ class AGAINAWP(AGAINPGD):
     """
 
     update = "awp"
-    recipe = Recipe(OFFICIAL, crafting=CRAFTING, source="train_awp_again_cifar.py")
+    recipe = Recipe(
+        OFFICIAL,
+        options=WITHOUT_FUSION,
+        crafting=CRAFTING,
+        source="train_awp_again_cifar.py. Its network never fuses features; --set method.hff.p=1"
+        " does.",
+    )
 
 
 class AGAINMARTOptions(AGAINOptions):
@@ -142,11 +152,11 @@ class AGAINMART(AGAINPGD):
             "momentum": 0.9,
             "weight_decay": 2e-4,
             "schedule": "step",
-            "milestones": (75 / 120, 90 / 120, 100 / 120),
+            "milestones": (74 / 120, 89 / 120, 99 / 120),
             "decay": 0.1,
         },
         crafting={"step": "0.007", "steps": 10},
-        source="CAS's MART/train_mart_cas.py: AGAIN's code has no MART",
+        source="CAS's MART/train_mart_cas.py, which counts epochs from 1: AGAIN's code has no MART",
         eps_031=True,
     )
 

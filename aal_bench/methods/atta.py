@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -79,6 +80,14 @@ class ATTA(TRADES):
         self._stepping: Tensor | None = None
         """``batch.idx`` of the step that is being taken: only there do positions mean ours."""
 
+    def check(self, classes: int, images: int, shape: tuple[int, int, int]) -> None:
+        size = 2 * images * prod(shape)
+        if size > LIMIT:
+            raise UserError(
+                f"method atta would keep {size / 2**30:.0f} GiB of perturbations, and does so up to"
+                f" {LIMIT / 2**30:.0f} GiB: choose smaller images, or fewer with --limit-train"
+            )
+
     def remember(self, images: int) -> None:
         self._images = images
 
@@ -125,14 +134,9 @@ class ATTA(TRADES):
             raise RuntimeError("ATTA keeps all perturbations: remember(images) comes first")
         border = 0 if batch.aug is None else 2 * batch.aug.pad
         channels, height, width = batch.x.shape[1:]
-        shape = (self._images, channels, height + border, width + border)
-        size = 2 * torch.Size(shape).numel()
-        if size > LIMIT:
-            raise UserError(
-                f"method atta would keep {size / 2**30:.0f} GiB of perturbations, and does so up to"
-                f" {LIMIT / 2**30:.0f} GiB: choose smaller images, or fewer with --limit-train"
-            )
-        return shape
+        shape = (channels, height + border, width + border)
+        self.check(0, self._images, shape)
+        return (self._images, *shape)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": self._kept, "round": self._round}

@@ -33,6 +33,7 @@ class AWPPGD(PGD):
             "decay": 0.1,
         },
         options={"craft_bn": "train"},
+        crafting={"step": "2/255", "steps": 10},
         source="AT_AWP/train_cifar10.py of csdongxian/AWP, for a PreActResNet-18 or a"
         " WideResNet-34-10. Its reflecting crops have no counterpart here; nor has the first batch"
         " of an epoch, which it attacks in eval mode.",
@@ -58,6 +59,7 @@ class TRADESAWP(TRADES):
             "milestones": (99 / 200, 149 / 200),
             "decay": 0.1,
         },
+        crafting={"step": "2/255", "steps": 10},
         source="trades_AWP/train_trades_cifar.py of csdongxian/AWP, which counts epochs from 1."
         " Its WideResNet-34-10 is chosen by --model, and takes no normalisation there.",
     )

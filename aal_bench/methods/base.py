@@ -191,6 +191,18 @@ class Method:
     def join(self, networks: dict[str, nn.Module]) -> None:
         """Take the networks that `companions` asked for, initialised from the run's seed."""
 
+    def check(self, classes: int, images: int, shape: tuple[int, int, int]) -> None:
+        """Refuse, before a run is begun, data that training would stop at; default: none.
+
+        Args:
+            classes: of the task.
+            images: in the training set.
+            shape: of one of them with the padding of its augmentation: channels, height, width.
+
+        Raises:
+            UserError: the data do not fit; the message names the mend.
+        """
+
     def remember(self, images: int) -> None:
         """Learn, before the first step, how many training images per-sample state is kept for.
 
@@ -237,6 +249,14 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
+
+    def weaknesses(self, model: nn.Module, targets: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """Further objectives, x' -> summed loss, by which validation attacks the network.
+
+        For networks that the loss of their final logits alone makes look strong; default: none.
+        """
+        del model, targets
+        return []
 
     def cross_entropy_plan_objective(
         self, batch: Batch, objective: Objective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ClassVar, Literal, NamedTuple
 
@@ -58,7 +59,7 @@ class CAS(Method):
             "momentum": 0.9,
             "weight_decay": 1e-4,
             "schedule": "step",
-            "milestones": (75 / 200, 90 / 200),
+            "milestones": (74 / 200, 89 / 200),
             "decay": 0.1,
         },
         crafting={"step": "2/255", "steps": 10},
@@ -94,18 +95,26 @@ class CAS(Method):
         """Where the attack starts."""
         return uniform_start(x, self.threat.eps)
 
-    def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
-        heads, y = heads_of(model), batch.targets
+    def weaknesses(self, model: nn.Module, targets: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The joint loss: final logits behind an argmax give poor gradients."""
+        return [self.joint(model, targets)]
 
-        def joint(x_adv: Tensor) -> Tensor:
+    def joint(self, model: nn.Module, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """The attack's objective: CE(f(x'), y) + beta mean_l CE(a_l(x'), y), summed."""
+        heads = heads_of(model)
+
+        def loss(x_adv: Tensor) -> Tensor:
             # Only craft_bn = train crafts in training mode, where the gates need the labels.
             with heads.labelled(y) if heads.training else nullcontext():
                 logits = [fp32(each) for each in all_logits(model, x_adv)]
             losses = [functional.cross_entropy(each, y, reduction="sum") for each in logits]
             return self.joined(losses)
 
+        return loss
+
+    def plan(self, model: nn.Module, batch: Batch, objective: Objective) -> Plan:
         return Plan(
-            joint,
+            self.joint(model, batch.targets),
             start=self.start(batch.x),
             eps=self.threat.eps,
             alpha=self.threat.step,

@@ -23,7 +23,8 @@ class FreeOptions(Strict):
 class Free(Method):
     """Weights and perturbation step on one backward pass, m times on each batch.
 
-    delta <- clip(delta + eps sign(grad), -eps, eps), kept across replays and batches. Cost: m
+    delta <- clip(delta + eps sign(grad), -eps, eps), kept across replays and batches, as in its
+    authors' code (other code also clips it to the image's range before it is kept). Cost: m
     forwards and m backwards for each batch; its authors divide the epochs by m.
     """
 

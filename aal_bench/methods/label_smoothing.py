@@ -45,10 +45,14 @@ class LS08PGD(PGD):
             "milestones": (100 / 110, 105 / 110),
             "decay": 0.1,
         },
+        crafting={"step": "2/255", "steps": 10},
         source="train_cifar.py of P2333/Bag-of-Tricks-for-AT with --labelsmooth --BNeval. The"
         " WideResNet-34-10 of its tables is chosen by --model; its reflecting crops have no"
         " counterpart here.",
     )
+
+    def check(self, classes: int, images: int, shape: tuple[int, int, int]) -> None:
+        torchs_smoothing(self.options.factor, classes)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, objective: Objective) -> Tensor:
         logits = fp32(model(x_adv))

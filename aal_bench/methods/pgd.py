@@ -26,6 +26,7 @@ class PGD(Method):
             "decay": 0.1,
         },
         options={"craft_bn": "train"},
+        crafting={"step": "2/255", "steps": 10},
         source="train_cifar.py of locuslab/robust_overfitting (Rice et al. 2020), for a"
         " PreActResNet-18. Its reflecting crops have no counterpart here; the epoch that it stops"
         " at is train.select=best, on held-out training images.",

@@ -41,7 +41,7 @@ def make_loop(toy, tmp_path):
                 update=update(update.Options(**adapter.run.update.options)),
                 make_objective=adapter.objective,
                 train=train,
-                validate=adapter._validator(held) if validate else None,
+                validate=adapter._validator(held, method) if validate else None,
                 folder=folder,
             )
         )

@@ -22,6 +22,8 @@ PASSES = {
     "lbgat": [12, 11],
     "iaat": [12, 11],  # its warm-up
     "atta": [2, 2],
+    "cas": [11, 11],
+    "again-mart": [12, 12],
 }
 PASSES_AWP = {"pgd": [12, 12], "trades": [15, 14], "aal-pgd": [13, 13]}
 BROKEN = """

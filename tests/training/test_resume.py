@@ -25,6 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lbgat": {"method": "lbgat", "settings": ["beta=6"]},
     "iaat": {"method": "iaat", "settings": ["warmup=0.3"]},
     "atta": {"method": "atta", "settings": ["reset=2"]},
+    "again-mart": {"method": "again-mart", "settings": ["attack.steps=1"]},
     "las-at": {"method": "las-at", "settings": ["interval=3", "strategy_momentum=0.9"]},
     "ier": {"task": "glyphs", "method": "ier"},
     "protonet": {

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from aal_bench.models.build import Architecture
+from aal_bench.models.build import Architecture, ClassSite
 
 
 def build(classes: int, size: int) -> Architecture:
@@ -22,7 +22,8 @@ def build(classes: int, size: int) -> Architecture:
         *(nn.Conv2d(4, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(8 * (size // 4) ** 2, classes)),
     )
-    return Architecture(network, {"post_bn_relu": "3", "post_conv1": "1"}, 4)
+    sites = ClassSite("2", 4), ClassSite("5", 8)
+    return Architecture(network, {"post_bn_relu": "3", "post_conv1": "1"}, 4, class_sites=sites)
 
 
 def episodes(settings: tuple[str, ...] | list[str], request: dict[str, Any]):

@@ -13,7 +13,7 @@ from aal_bench.attacks.linf import attacking
 from aal_bench.config import Choice, Limits, Run, read_task
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
-from aal_bench.methods.base import Threat
+from aal_bench.methods.base import Method, Options, Threat
 from aal_bench.methods.updates import Plain, PlainOptions
 
 TINY = """
@@ -251,6 +251,37 @@ def test_training_selects_on_the_held_out_part_and_leaves_its_curves(make, tmp_p
 
 
 # ---- figures -------------------------------------------------------------------------------------
+
+
+class Rounding(torch.nn.Module):
+    """A classifier of rounded pixels: its logits have no gradient, and look robust to PGD."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner((x * 8).round() / 8)
+
+
+class Knowing(Method):
+    """Knows where the rounding network is weak: at what it rounds."""
+
+    def weaknesses(self, model, targets):
+        return [lambda x: functional.cross_entropy(model.inner(x), targets, reduction="sum")]
+
+
+def test_validation_believes_no_network_that_hides_its_gradient_from_its_own_method(make):
+    adapter = make(train={"validation": 100})
+    _, held = adapter.training_split()
+    model = Rounding(trained(adapter)).eval()
+    plain, knowing = (
+        adapter._validator(held, kind(Options(), Threat(0.1, 0.03, 10)))(model)
+        for kind in (Method, Knowing)
+    )
+    assert plain["val_clean"] == knowing["val_clean"] > 0.8
+    assert plain["val_pgd"] > 0.95 * plain["val_clean"]  # the random start is all that acts
+    assert knowing["val_pgd"] < 0.5 * plain["val_pgd"]
 
 
 def test_the_pictures_show_the_training_and_the_evaluated_model(make, tmp_path):

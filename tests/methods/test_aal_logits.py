@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from aal_bench.aal.attention import gate_of, has_gate
-from aal_bench.aal.selective import associative_mask
+from aal_bench.aal.selective import Association, associative_mask
 from aal_bench.adapters.classification import cross_entropy
 from aal_bench.errors import UserError
-from aal_bench.methods.base import Threat
+from aal_bench.methods.base import Plan, Threat
 from aal_bench.training.passes import counting_passes
 
 EPS = 8 / 255
@@ -208,3 +208,21 @@ def test_a_refreshed_mask_costs_no_further_pass(toy, batch, make, name):
             attack(method, net, batch)
         counts.append(dict(counted))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("std", [0.001, 0.05])
+def test_a_gaussian_start_is_as_wide_as_the_wrapped_methods(make, std):
+    """Without a mask that confines it: K = 1 everywhere, x away from the box's edges."""
+    method = make("aal-mart", start="gaussian", start_std=std)
+    x = torch.full((64, 3, 8, 8), 0.5, dtype=torch.float64)
+    plan = Plan(torch.sum, start=x, eps=1.0, alpha=1.0, steps=1)
+    torch.manual_seed(0)
+    open_mask = Association(*[x.new_ones(64, 1, 8, 8)] * len(Association._fields))
+    start = method._start(x, plan, open_mask)
+    assert (start - x).std().item() == pytest.approx(std, rel=0.02)
+
+
+@pytest.mark.parametrize("start", ["clean", "uniform"])
+def test_the_width_of_a_start_that_is_not_made_is_refused(make, start):
+    with pytest.raises(UserError, match="without effect here: start_std"):
+        make("aal-trades", start=start, start_std=0.05)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from aal_bench.adapters.classification import cross_entropy
+from aal_bench.again.heads import all_logits
 from aal_bench.config import Normalisation
 from aal_bench.errors import UserError
 from aal_bench.methods.base import Batch, Threat
@@ -265,3 +266,41 @@ def test_it_takes_a_step_on_networks_of_the_registry_and_loads_them_again(
     again.load_state_dict(net.state_dict())
     assert torch.equal(again.eval()(x), net.eval()(x))
     assert len(again.auxiliary_logits(x)) == 2
+
+
+def test_validation_attacks_the_joint_loss_too(gated, batch):
+    """Its value at x is that of the plan's objective: the sum over every head."""
+    method, net = gated("cas")
+    net.eval()
+    (weakness,) = method.weaknesses(net, batch.targets)
+    plan = method.plan(net, batch, cross_entropy(net))
+    x = batch.x + 0.01
+    assert torch.equal(weakness(x), plan.objective(x))
+    final, *auxiliary = (
+        F.cross_entropy(logits, batch.targets, reduction="sum") for logits in all_logits(net, x)
+    )
+    torch.testing.assert_close(weakness(x), final + 2 * sum(auxiliary) / len(auxiliary))
+
+
+def test_awp_perturbs_the_gates_weights_as_well(gated, batch, update):
+    """As the official code of AGAIN does: they are weights of two dimensions."""
+    method, net = gated("cas")
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    moved = {}
+
+    def look():
+        for name, weight in net.named_parameters():
+            moved[name] = (weight - before[name]).norm() / before[name].norm()
+
+    objective = cross_entropy(net)
+    update("awp", gamma=0.02)(
+        net,
+        lambda: method.loss(net, batch, batch.x, objective),
+        lambda value: value.backward(),
+        look,
+        0.5,
+    )
+    gates = [name for name in moved if name.endswith("gate.fc.weight")]
+    assert len(gates) == 2
+    for name in gates:
+        assert moved[name].item() == pytest.approx(0.02, rel=1e-9)

@@ -17,3 +17,29 @@ def test_images_are_counted_on_their_way_forward_and_back():
     assert counted == {"forward": 5 + 5 + 2 + 5 + 5, "backward": 5 + 5 + 2}
     net(x).sum().backward()
     assert counted["forward"] == 22
+
+
+def test_an_output_that_a_backward_pass_passes_by_is_not_counted():
+    """torch hands its hook None where outputs of one graph node are used in part."""
+
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.set_materialize_grads(False)
+            return x.clone(), 2 * x
+
+        @staticmethod
+        def backward(_, *gradients):
+            return 2 * gradients[1]
+
+    class Net(nn.Module):
+        def forward(self, x):
+            first, self.second = Both.apply(x)
+            return first
+
+    net, x = Net(), torch.rand(5, 3, requires_grad=True)
+    with counting_passes(net) as counted:
+        net(x)
+        net.second.sum().backward()
+    assert counted == {"forward": 5, "backward": 0}
+    assert torch.equal(x.grad, torch.full((5, 3), 2.0))

@@ -5,6 +5,7 @@ Precedence: command line > recipe > task file. What is stored is always the reso
 
 from __future__ import annotations
 
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -50,7 +51,10 @@ class Strict(BaseModel):
     def _no_number_in_disguise(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse ``true`` for 1 and ``"30"`` for 30, which pydantic would convert."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        kinds = {*(get_args(annotation) or [annotation])} - {type(None)}
+        every = {*(get_args(annotation) or [annotation])}
+        if value == "none" and type(None) in every:
+            return None  # TOML, and a --set, cannot say it otherwise
+        kinds = every - {type(None)}
         if isinstance(value, bool | str) and kinds and kinds <= {int, float}:
             raise ValueError(f"must be a number, got {value!r}")
         return value
@@ -100,7 +104,7 @@ class Train(Strict):
     schedule: Literal["cosine", "onecycle", "step", "constant"] = "cosine"
     milestones: tuple[float, ...] = (0.5, 0.75)
     """``step`` only: fractions of training at which the rate is multiplied by `decay`."""
-    decay: Annotated[float, Field(gt=0, le=1)] | tuple[Annotated[float, Field(gt=0)], ...] = 0.1
+    decay: float | tuple[float, ...] = 0.1
     """``step`` only: the factor of every milestone, or one for each of them."""
     warmup_epochs: float = Field(default=0.0, ge=0)
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -129,6 +133,8 @@ class Train(Strict):
 
     @model_validator(mode="after")
     def _one_factor_each(self) -> Train:
+        if min(self.factors, default=1.0) <= 0 or (self.decay == max(self.factors, default=0) > 1):
+            raise ValueError(f"decay must be positive, and one number at most 1: {self.decay}")
         if isinstance(self.decay, tuple) and len(self.decay) != len(self.milestones):
             raise ValueError(
                 f"decay has {len(self.decay)} factors for {len(self.milestones)} milestones"
@@ -403,11 +409,15 @@ class Run(Strict):
         return sha256_json(self.identity())
 
 
+_BRANCH = re.compile(r"(constrained-)?(float|int|str|bool)|(tuple|literal|function-\w+)\[.*\]")
+
+
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> UserError:
     """Turn a pydantic error into one line that names the key, what is wrong and the near keys."""
     # A mistyped key is missing under its right name too: the mistyping is what to mend.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
+    # pydantic names the branches of a union as if they were keys.
+    key = ".".join(str(part) for part in first["loc"] if not _BRANCH.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":
         return UserError(f"{where}: unknown key '{key}'.{_near_key(model, first['loc'])}")
     message = shorten(first["msg"].removeprefix("Value error, "), 160)

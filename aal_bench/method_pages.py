@@ -189,7 +189,9 @@ def _recipe(name: str, kind: Any) -> Iterator[str]:
         return
     train = OFFICIAL_OPTIMISER | recipe.train
     settings = {f"train.{key}": value for key, value in train.items()}
-    settings |= {f"method.{key}": value for key, value in recipe.options.items()}
+    for key, value in recipe.options.items():
+        parts = value if isinstance(value, dict) else {"": value}
+        settings |= {f"method.{key}.{part}".rstrip("."): v for part, v in parts.items()}
     settings |= {f"crafting.{key}": value for key, value in recipe.crafting.items()}
     commands = [f"aal-bench run cifar10 --method {name} --recipe official"]
     if recipe.eps_031:
@@ -234,7 +236,7 @@ def _sources(facts: Facts) -> Iterator[str]:
 def _published(name: str, facts: Facts) -> str:
     rows = [*_printed(name), *_robustbench(facts), *_further(facts)]
     if not rows:
-        return "None that is comparable: see the row of a board."
+        return "None that is comparable."
     return _joined(
         "In percent, as printed; none was measured here. Those at 0.031, on another network or"
         " under another PGD are no yardstick for a run at 8/255: `aal-bench compare` is.",

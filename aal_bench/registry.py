@@ -89,13 +89,15 @@ METHODS = {
         "aal_bench.methods.cas:CAS", CLASSIFICATION, "class gates on the last channels (Bai 2021)"
     ),
     "again-pgd": Row(
-        "aal_bench.methods.again:AGAINPGD", CLASSIFICATION, "mixed class gates and features, PGD"
+        "aal_bench.methods.again:AGAINPGD",
+        CLASSIFICATION,
+        "AGAIN on PGD: mixed class gates, fused features (Yin 2023)",
     ),
     "again-mart": Row(
-        "aal_bench.methods.again:AGAINMART", CLASSIFICATION, "the same with MART's losses"
+        "aal_bench.methods.again:AGAINMART", CLASSIFICATION, "AGAIN with the losses of MART"
     ),
     "again-awp": Row(
-        "aal_bench.methods.again:AGAINAWP", CLASSIFICATION, "again-pgd, weights perturbed too"
+        "aal_bench.methods.again:AGAINAWP", CLASSIFICATION, "AGAIN on PGD, weights perturbed too"
     ),
     "aal-fgsm": Row(
         "aal_bench.methods.aal:AALFGSM", ANY, "selective attack on the gate's M^a, one step"

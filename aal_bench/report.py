@@ -245,7 +245,7 @@ def _method(result: Result) -> str:
         "update": {"name": config["update"]["name"], **config["update"]["options"]},
         "train": config["task"]["train"],
         "attack": {"eps": result.eps, **config["task"]["attack"]},
-        "in training": {k: v for k, v in config.get("crafting", {}).items() if v is not None},
+        "training attack": {k: v for k, v in config.get("crafting", {}).items() if v is not None},
         "run": {
             "model": config["model"]["name"],
             "seed": result.training.seeds,
@@ -257,7 +257,7 @@ def _method(result: Result) -> str:
     rows = [
         (name, ", ".join(f"{key} {_cell(value)}" for key, value in part.items()))
         for name, part in parts.items()
-        if part or name != "in training"
+        if part or name != "training attack"
     ]
     return "## Training\n\n" + grid(("", "resolved"), rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from aal_bench.errors import UserError, did_you_mean
 from aal_bench.hashing import sha256_file
 from aal_bench.mm_files import config_path, config_sha256
 from aal_bench.plugins import source_sha256
-from aal_bench.threat import parse_fraction
+from aal_bench.threat import format_fraction
 
 if TYPE_CHECKING:
     from aal_bench.methods.base import Method
@@ -37,6 +38,8 @@ RECIPES = ("official", "official-031")
 """``official-031``: with the rounded training budget of some official scripts, too."""
 OFFICIAL_OPTIMISER = {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "warmup_epochs": 0.0}
 """What all official scripts share, unless a recipe says otherwise."""
+OFFICIAL_EPS = Fraction(8, 255)
+"""What the official scripts' steps are for."""
 TASK_SECTIONS = (
     *("data", "threat", "attack", "train", "evaluation", "episodes", "detection", "normalisation"),
 )
@@ -129,7 +132,7 @@ def _settled(request: Request) -> _Settled:
     update_options = registry.load(registry.find("update", update_name).row.target).Options
     tree: dict[str, Any] = {"task": task.model_dump(mode="json"), "crafting": {}}
     tree["method"] = method.family_defaults(task.family)
-    tree["update"] = dict(method.update_defaults.get(update_name, {}))
+    tree["update"] = deepcopy(method.update_defaults.get(update_name, {}))
     tree["task"]["train"] |= method.train_defaults
     _recipe(tree, request, method)
     _assign(tree, "task.train.epochs", request.epochs)
@@ -153,22 +156,26 @@ def _settled(request: Request) -> _Settled:
         }
         task = task.model_copy(update={"train": task.train.model_copy(update=small)})
     _augmentable(task, request.method, method)
+    if update_name == "plain" and tree["update"]:
+        key = next(iter(tree["update"]))
+        raise UserError(f"--set update.{key}: the update plain has no options; add --update awp")
     return _Settled(
         task,
         parse(method_options, tree["method"], f"method {request.method}"),
         update_name,
         parse(update_options, tree["update"], f"update {update_name}"),
-        parse(Crafting, tree["crafting"], "crafting"),
+        _crafting(tree, request, task),
     )
 
 
 def _update_name(request: Request, method: type[Method]) -> str:
     """The update that was asked for, or the method's own, which is part of what it is."""
     asked = request.update or method.update
+    registry.find("update", asked)
     if method.update not in {"plain", asked}:
         raise UserError(
-            f"method {request.method} is the update {method.update} on another method:"
-            f" omit --update {asked}, or choose that method itself"
+            f"method {request.method} includes the update {method.update}: omit --update {asked},"
+            " or choose the method without it (aal-bench list methods)"
         )
     return asked
 
@@ -177,26 +184,41 @@ def _recipe(tree: dict[str, Any], request: Request, method: type[Method]) -> Non
     """``--recipe``: the method's own settings over the task's, and under what is typed."""
     if request.recipe is None:
         return
+    if request.recipe not in RECIPES:
+        raise UserError(f"unknown recipe '{request.recipe}'. Known: {', '.join(RECIPES)}")
     recipe = method.recipe
     if recipe is None:
         having = ", ".join(registry.with_recipe())
         raise UserError(f"method {request.method} has no official recipe. These have: {having}")
-    if request.recipe not in RECIPES:
-        raise UserError(f"unknown recipe '{request.recipe}'. Known: {', '.join(RECIPES)}")
     if request.recipe == "official-031" and not recipe.eps_031:
         raise UserError(f"method {request.method}: its official budget is exact, not .031")
     if tree["task"]["family"] != "classification":
         raise UserError("--recipe: the official scripts are for images with labels: omit it here")
-    tree["task"]["train"] |= OFFICIAL_OPTIMISER | recipe.train
-    tree["method"] |= recipe.options
+    # Copies: what is typed is folded into these tables.
+    tree["task"]["train"] |= deepcopy(OFFICIAL_OPTIMISER | recipe.train)
+    tree["method"] |= deepcopy(dict(recipe.options))
     tree["crafting"] |= recipe.crafting
-    if "step" in recipe.crafting:
-        # The scripts' steps are for 8/255: where a task's budget is another, so is the step.
-        scale = parse_fraction(tree["task"]["threat"]["eps"]) / Fraction(8, 255)
-        step = scale * parse_fraction(recipe.crafting["step"])
-        tree["crafting"]["step"] = str(step)
     if request.recipe == "official-031":
         tree["crafting"]["eps"] = "0.031"
+
+
+def _crafting(tree: dict[str, Any], request: Request, task: Task) -> Crafting:
+    """The training attack, as far as it is not the task's."""
+    typed = {setting.partition("=")[0].strip() for setting in request.settings}
+    usual = task.threat.eps == OFFICIAL_EPS
+    if request.recipe == "official-031" and not usual and "crafting.eps" not in typed:
+        raise UserError(
+            f"--recipe official-031: its budget stands for 8/255, and the task's is"
+            f" {format_fraction(task.threat.eps)}: choose --recipe official"
+        )
+    crafting = parse(Crafting, tree["crafting"], "crafting")
+    if request.recipe is not None and crafting.step is not None and "crafting.step" not in typed:
+        # The scripts' steps are for 8/255: where the budget is another, so is the step.
+        scaled = crafting.step * task.threat.eps / OFFICIAL_EPS
+        crafting = crafting.model_copy(update={"step": scaled})
+    same = {"eps": task.threat.eps, "step": task.attack.step, "steps": task.attack.steps}
+    own = {key: value for key, value in crafting if value != same[key]}
+    return Crafting(**own)
 
 
 def _augmentable(task: Task, name: str, method: type[Method]) -> None:

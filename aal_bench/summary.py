@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from aal_bench import __version__, results
 from aal_bench.aal.attention import has_gate
 from aal_bench.adapters.network import loader_of
+from aal_bench.again.heads import has_class_gates
 from aal_bench.attacks.parameters import batches
 from aal_bench.config import Normalisation, Run
 from aal_bench.files import write_text
@@ -106,6 +107,7 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
     run = job.run
     plain = run.task.normalisation == Normalisation()
     forward, images = adapter.probe(model)
+    operated = has_gate(model) or has_class_gates(model)
     block: dict[str, Any] = {
         "name": run.model.name,
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -114,7 +116,7 @@ def _model_block(job: Job, adapter: Any, model: nn.Module, path: Path) -> dict[s
         "loader": loader_of(run) if job.foreign is None else job.foreign.loader,
         "source": run.model.source if run.task.detection is not None else None,
         # A few-shot method answers the test episodes too: its name is part of what was attacked.
-        "surgery": run.method.identity() if has_gate(model) or run.task.episodes else None,
+        "surgery": run.method.identity() if operated or run.task.episodes else None,
         "normalisation": None if plain else run.task.normalisation.model_dump(mode="json"),
         "deterministic_forward": _deterministic(forward, images),
     }

@@ -36,8 +36,18 @@ OFFICIAL = {
     "ls0.8-pgd": (110, 128, 5e-4, dropping(0.1, (101, 0.1), (106, 0.01))),
     "ls0.9-pgd": (110, 128, 5e-4, dropping(0.1, (101, 0.1), (106, 0.01))),
 }
+OFFICIAL |= {
+    "cas": (200, 128, 1e-4, dropping(0.1, (75, 0.1), (90, 0.01))),
+    "again-pgd": (200, 128, 5e-4, dropping(0.1, (100, 0.1), (150, 0.01))),
+    "again-awp": (200, 128, 5e-4, dropping(0.1, (100, 0.1), (150, 0.01))),
+    "again-mart": (120, 128, 2e-4, dropping(0.1, (75, 0.1), (90, 0.01), (100, 0.001))),
+    "lbgat": (100, 128, 2e-4, dropping(0.02, (2, 5), (76, 0.5), (91, 0.05))),
+    "las-at": (110, 128, 5e-4, dropping(0.1, (100, 0.1), (105, 0.01))),
+    "iaat": (110, 256, 5e-4, dropping(0.1, (71, 0.2), (91, 0.04), (101, 0.008))),
+    "atta": (38, 64, 2e-4, dropping(0.1, (30, 0.1), (36, 0.01))),
+}
 CYCLIC = {"rs-fgsm": (15, 0.2), "free": (10, 0.04)}
-ROUNDED = ("trades", "mart", "fat")
+ROUNDED = ("trades", "mart", "fat", "lbgat", "again-mart")
 """Whose scripts train at .031 with steps of .007."""
 
 
@@ -154,8 +164,13 @@ def test_a_method_around_another_has_not_the_others_recipe(name):
         ("ls0.9-pgd", ("factor=1.1",), {}, "ls0.9-pgd: factor: Input should be less than or equal"),
         ("awp", ("gamma=-1",), {}, "update awp: gamma: Input should be greater than or equal to 0"),
         ("awp", ("warmup=2",), {}, "update awp: warmup: Input should be less than or equal to 1"),
-        ("awp", (), {"update": "plain"}, "method awp is the update awp on another method: omit"),
-        ("trades-awp", (), {"update": "plain"}, "omit --update plain, or choose that method"),
+        ("awp", (), {"update": "plain"}, "method awp includes the update awp: omit --update plain"),
+        (
+            "trades-awp",
+            (),
+            {"update": "plain"},
+            "omit --update plain, or choose the method without it",
+        ),
         ("aal-trades", ("beta=-1",), {"recipe": None}, "method aal-trades: beta: Input should be"),
         ("free", ("replays=0",), {}, "method free: replays: Input should be greater than or equal"),
     ],

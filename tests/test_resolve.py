@@ -115,7 +115,7 @@ def test_an_update_that_is_part_of_a_method_comes_with_it():
     awp = resolved(method="awp")
     assert (awp.update.name, awp.update.options["gamma"]) == ("awp", 0.01)
     assert resolved(method="awp", update="awp").hash() == awp.hash()
-    with pytest.raises(UserError, match="method awp is the update awp on another method"):
+    with pytest.raises(UserError, match="method awp includes the update awp: omit --update plain"):
         resolved(method="awp", update="plain")
 
 

@@ -44,17 +44,30 @@ def join_companions(run: Run, method: Method) -> None:
     wanted = method.companions()
     task, made = run.task, {}
     for number, (name, companion) in enumerate(wanted.items(), 1):
+        if companion.model is not None:
+            _known(run, name, companion.model)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which reseeds every GPU as well; networks are built on the CPU.
             torch.default_generator.manual_seed(mixed_seed(run.seed, number))
-            made[name] = build(
-                companion.model or run.model.name,
-                companion.outputs or task.data.classes,
-                task.data.size,
-                task.normalisation,
-            )
+            try:
+                made[name] = build(
+                    companion.model or run.model.name,
+                    companion.outputs or task.data.classes,
+                    task.data.size,
+                    task.normalisation,
+                )
+            except UserError as error:
+                raise UserError(f"its {name} network, --set method.{name}=: {error}") from None
     if wanted:
         method.join(made)
+
+
+def _known(run: Run, name: str, model: str) -> None:
+    """A companion is a registered network: code of a user's own would be in no hash."""
+    if ":" in model:
+        raise UserError(f"method.{name} is a registered model, not {model} (aal-bench list models)")
+    found = registry.find("model", model)
+    registry.fits(found.row, model, run.task.family)
 
 
 def build_update(run: Run) -> Plain:

@@ -128,6 +128,11 @@ def all_logits(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [logits, *(each for record in records for each in record)]
 
 
+def has_class_gates(model: nn.Module) -> bool:
+    """Whether `model` holds class gates."""
+    return any(isinstance(module, ClassGate) for module in model.modules())
+
+
 def heads_of(model: nn.Module) -> Headed:
     """Return the one `Headed` that `model` is or wraps.
 

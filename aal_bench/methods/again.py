@@ -69,7 +69,7 @@ class AGAINOptions(CASOptions):
 
 
 class AGAINPGD(CAS):
-    """min_W CE(f(x'), y) + beta mean_l CE(a_l(x'), y), x' maximising the same sum without labels.
+    """min_W CE(f(x'), y) + beta mean_l CE(a_l(x'), y), x' maximising the same sum on test gates.
 
     Training gates are alpha W_l[y] + (1 - alpha) W_l[y'], test gates W_l[argmax a_l]; in training
     the first gate's input is fused: sigma^ (A - mu) / sigma + mu^. Cost with 10 steps: 11 forwards,

@@ -36,11 +36,11 @@ class LASATOptions(Options):
     strategy: str | None = None
     """Model of the strategy network; unset: the run's own. Officially ``resnet18``."""
     eps: tuple[int, int] = (3, 15)
-    """Smallest and largest budget to choose from: 15 is nearly twice the task's."""
+    """Smallest and largest budget, in eighths of the task's eps: 15 is nearly twice the task's."""
     steps: tuple[int, int] = (3, 14)
     """Fewest and most steps to choose from, in place of the task's."""
     alpha: tuple[int, int] = (1, 5)
-    """Smallest and largest step size to choose from."""
+    """Smallest and largest step size, in eighths of the task's eps."""
     label: float = Field(0.7, ge=0.5, le=1)
     """Target probability of the true class; the rest is spread evenly over the others."""
     interval: int = Field(20, ge=1)
@@ -61,7 +61,7 @@ class LASATOptions(Options):
         for name in ("eps", "steps", "alpha"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
-                raise ValueError(f"{name} = [{low}, {high}]: a smallest of 1 or more, a largest")
+                raise ValueError(f"{name} = [{low}, {high}]: write [smallest, largest], from 1 on")
         return self
 
     @property

@@ -88,6 +88,9 @@ class Published(NamedTuple):
     source: str
 
 
+CLASS_GATES = "class gates"
+
+
 class Facts(NamedTuple):
     """What is known of a method."""
 
@@ -449,7 +452,7 @@ METHODS: dict[str, Facts] = {
         costs=(_cost(11, 10, 1),),
         paper=CAS,
         memory="K·C weights a gate",
-        needs="class gates",
+        needs=CLASS_GATES,
         needs_note=(
             "The evaluated network has the gates too. At test a gate follows its head's argmax,"
             " which is piecewise constant: attacks on the final logits alone overestimate it."
@@ -462,7 +465,7 @@ METHODS: dict[str, Facts] = {
         costs=(_cost(11, 10, 1),),
         paper=AGAIN,
         memory="K·C weights a gate",
-        needs="class gates",
+        needs=CLASS_GATES,
         needs_note=(
             "As CAS. Mixing classes and features takes a partner: two images a batch at least."
         ),
@@ -474,7 +477,7 @@ METHODS: dict[str, Facts] = {
         costs=(_cost(12, 10, 2),),
         paper=AGAIN,
         memory="K·C weights a gate",
-        needs="class gates",
+        needs=CLASS_GATES,
         needs_note="As again-pgd.",
         code="none; the schedule is that of MART+CAS in CAS_ICLR2021 057fc63",
     ),
@@ -484,7 +487,7 @@ METHODS: dict[str, Facts] = {
         costs=(_cost(12, 10, 2), _cost(11, 10, 1, "in the first `update.warmup` of training")),
         paper=AGAIN,
         memory=WEIGHT_COPIES,
-        needs="class gates",
+        needs=CLASS_GATES,
         needs_note="As again-pgd.",
         code="AGAIN_with_AWP of the AGAIN repository",
         faults=(

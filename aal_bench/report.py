@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aal_bench import report_detection
+from aal_bench import method_facts, report_detection
 from aal_bench.comparison import (
     NONE,
     Line,
@@ -32,7 +32,7 @@ from aal_bench.config import Task
 from aal_bench.grid import grid
 from aal_bench.leaderboard.reported import claims
 from aal_bench.record import Result
-from aal_bench.schema import Flag, StageRecord
+from aal_bench.schema import Flag, Passes, StageRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,7 +107,19 @@ def _banner(result: Result) -> str:
         rows.append(f"> **{result.status}**: the run is not finished.")
     if result.unreliable:
         rows.append("> **UNRELIABLE**: at least one check failed; see below.")
+    if _is_class_gated(result):
+        rows.append(
+            "> **Class gates**: the network's channels follow its own auxiliary prediction, whose"
+            " argmax hides the gradient. Attacks on the final logits alone, AutoAttack among them,"
+            " overstate such a network; no stage here attacks its auxiliary heads."
+        )
     return "\n>\n".join(rows)
+
+
+def _is_class_gated(result: Result) -> bool:
+    surgery = result.model.surgery if result.model is not None else None
+    facts = method_facts.of(surgery["name"]) if surgery else None
+    return facts is not None and facts.needs == method_facts.CLASS_GATES
 
 
 def _results(result: Result, task: Task) -> str:
@@ -290,10 +302,15 @@ def _cost(result: Result) -> str:
         parts.append(
             f"Training: {training.wall_seconds:,.1f} s"
             + (f", epochs {training.epochs}" if training.epochs is not None else "")
+            + (f", {_passes(training.passes)} passes an image and epoch" if training.passes else "")
             + (f", peak memory {memory / 2**30:.2f} GiB" if memory else "")
             + f", on {training.gpu or result.environment.cpu or 'CPU'}."
         )
     return "## Cost\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _passes(passes: Passes) -> str:
+    return f"{passes.forward:.4g} + {passes.backward:.4g}"
 
 
 def _environment(result: Result) -> str:

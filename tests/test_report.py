@@ -95,6 +95,15 @@ class TestTable:
         assert text.lstrip().startswith("LIMITED to 100 of 360")
         assert len(re.findall(r"^LIMITED \S", text, re.MULTILINE)) >= 6
 
+    def test_a_class_gated_network_is_not_taken_at_its_word(self, make_result):
+        made = make_result()
+        said = "overstate such a network"
+        assert said not in report.markdown(made.result, made.task)
+        for name, warned in (("cas", True), ("again-awp", True), ("aal-pgd", False)):
+            model = made.result.model.model_copy(update={"surgery": {"name": name, "options": {}}})
+            text = report.markdown(made.result.model_copy(update={"model": model}), made.task)
+            assert (said in text) is warned
+
     def test_a_real_run_carries_no_mark(self, make_result):
         made = make_result()
         text = shown(report.table(made.result, made.task)) + report.markdown(made.result, made.task)

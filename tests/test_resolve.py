@@ -98,6 +98,41 @@ def test_a_recipes_step_is_scaled_to_the_tasks_budget():
         assert run.training_attack == (Fraction(24, 255), expected, 10)
 
 
+def test_a_typed_budget_scales_a_recipes_step_and_a_typed_step_stays():
+    def attack(*settings):
+        request = Request("cifar10", method="mart", recipe="official", settings=settings)
+        return resolve(request).training_attack
+
+    assert attack("threat.eps=4/255")[:2] == (Fraction(4, 255), Fraction(7, 2000))
+    assert attack("threat.eps=4/255", "crafting.step=1/255")[1] == Fraction(1, 255)
+
+
+def test_the_rounded_budget_is_for_tasks_at_the_one_that_it_rounds():
+    with pytest.raises(UserError, match=r"its budget stands for 8/255, and the task's is 24/255"):
+        resolve(Request("digits", method="trades", recipe="official-031"))
+
+
+def test_what_is_typed_over_a_recipe_does_not_stay_for_the_next():
+    def fusing(*settings):
+        request = Request("cifar10", method="again-awp", recipe="official", settings=settings)
+        return resolve(request).method.options["hff"]["p"]
+
+    assert (fusing(), fusing("hff.p=0.5"), fusing()) == (0, 0.5, 0)
+
+
+def test_a_training_attack_that_is_the_tasks_is_no_other_configuration():
+    plain = resolved(method="pgd")
+    assert (
+        resolved("crafting.step=6/255", "crafting.eps=24/255", method="pgd").hash() == plain.hash()
+    )
+
+
+def test_none_can_be_said_where_it_is_a_value():
+    assert resolved("tau=none", method="fat").hash() == resolved(method="fat").hash()
+    assert resolved("train.grad_clip=none").task.train.grad_clip is None
+    assert resolved("gamma=none", method="aal-pgd").method.options["gamma"] == "none"
+
+
 def test_a_recipe_is_of_a_script_for_labelled_images():
     with pytest.raises(
         UserError, match="--recipe: the official scripts are for images with labels"
@@ -151,6 +186,10 @@ def test_the_authors_options_of_an_update_are_its_defaults_on_their_method():
         ("eps=8", "write 8/255 for 8 grey levels"),
         ("crafting.eps=8", "crafting: eps: Input should be less than or equal to 1"),
         ("crafting.stepz=8", "crafting: unknown key 'stepz'. Did you mean step, steps?"),
+        ("train.decay=2", "task digits: train: decay must be positive, and one number at most 1"),
+        ("train.decay=[0.1,-1]", "task digits: train: decay must be positive"),
+        ("train.decay=x", "task digits: train.decay: Input should be a valid number"),
+        ("update.gamma=0.01", "--set update.gamma: the update plain has no options; add --up"),
         ("validation=many", "train.validation: must be a number, got 'many'"),
     ],
 )

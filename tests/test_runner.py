@@ -389,3 +389,13 @@ def test_a_run_does_not_continue_on_other_images(model, tmp_path, monkeypatch):
     changed.write_bytes(kept)
     assert invoke(*args, "--resume").exit_code == 0
     assert record(out)["identity"]["task"]["name"] == "four"
+
+
+def test_the_gates_of_a_network_are_on_record(tmp_path):
+    """Or nobody could rebuild it from its weights: those of classes as that of attention."""
+    for method in ("cas", "aal-fgsm", "fgsm"):
+        arguments = ["run", "digits", "--method", method, "--model", "cnn4-8", "--smoke"]
+        done = invoke(*arguments, "--limit-train", "32", "--out", str(tmp_path / method))
+        assert done.exit_code == 0, done.output
+        surgery = json.loads((tmp_path / method / "result.json").read_text())["model"]["surgery"]
+        assert (surgery or {}).get("name") == (None if method == "fgsm" else method)

@@ -107,6 +107,14 @@ def test_outputs_and_architecture_are_what_was_asked_for(joined):
     assert len(weights(teacher)) != len(weights(adapter.build()))
 
 
+def test_a_teacher_is_a_registered_model_that_takes_the_tasks_images(joined):
+    """Code of one's own would be in no hash; the digits have 16 px."""
+    with pytest.raises(UserError, match=r"method\.teacher is a registered model, not mine\.py"):
+        joined("lbgat", settings=["method.teacher=mine.py:build"])
+    with pytest.raises(UserError, match=r"its teacher network, --set method\.teacher=: model resn"):
+        joined("lbgat", settings=["method.teacher=resnet18"])
+
+
 def test_a_teacher_that_is_no_model_is_named(joined):
     with pytest.raises(UserError, match="resnet81"):
         joined("lbgat", settings=["method.teacher=resnet81"])

@@ -79,6 +79,32 @@ def test_a_gated_model_gets_its_gate(case, network, save):
     refused(case, "model", "the file has")
 
 
+def test_a_network_with_class_gates_gets_them_too(case, network, save):
+    """They are part of what a run records of the network, as an attention gate is."""
+    from aal_bench.again.heads import has_class_gates
+    from aal_bench.methods.again import AGAINPGD
+    from aal_bench.methods.base import Threat
+
+    options = AGAINPGD.Options(last_only=True)  # pyright: ignore
+    gated = AGAINPGD(options, Threat(0.1, 0.1, 1)).build(network())
+    assert has_class_gates(gated)
+    assert not has_class_gates(network())
+    save(gated, case.checkpoint, method="again-pgd", options=options.model_dump(mode="json"))
+    case.edit(
+        **{
+            "model.checkpoint.sha256": sha256_file(case.checkpoint),
+            "model.checkpoint.bytes": case.checkpoint.stat().st_size,
+            "model.parameters": sum(weight.numel() for weight in gated.parameters()),
+            "model.surgery": {"name": "again-pgd", "options": options.model_dump(mode="json")},
+        }
+    )
+    _, rebuilt = rebuild(case.entry, case.checkpoint, None)
+    x = rebuilt.adapter.test.pixels(torch.arange(8)) / 255
+    torch.testing.assert_close(rebuilt.model(x), gated.eval()(x), rtol=0, atol=0)
+    case.edit(**{"model.surgery": None})
+    refused(case, "model", "the file has")
+
+
 def test_a_torch_file_under_any_name(case, tmp_path):
     """Format is what the content is; a foreign file says nothing of itself, the record does."""
     path = tmp_path / "download.bin"

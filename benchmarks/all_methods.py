@@ -21,7 +21,7 @@ from aal_bench import environment, registry, results
 from aal_bench.grid import grid
 
 TASK = Path(__file__).with_name("cifar10-512.toml")
-IMAGES = 10_000
+TRAINING_IMAGES = 10_000
 HEAD = (
     *("method", "clean, %", "PGD-20, %", "APGD-CE, %", "fast, %", "95 %"),
     *("passes", "training, s", "commit"),
@@ -73,11 +73,13 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", default=",".join(methods()), help="a,b (default: all)")
-    parser.add_argument("--limit-train", type=int, default=IMAGES)
+    parser.add_argument("--limit-train", type=int, default=TRAINING_IMAGES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-table", action="store_true", help="Run nothing.")
     options = parser.parse_args()
     names = options.methods.split(",")
+    if unknown := sorted(set(names) - set(methods())):
+        parser.error(f"no methods of classification: {', '.join(unknown)} (aal-bench list methods)")
     failed = [name for name in names if not options.only_table and not run(name, options)]
     described = environment.describe()
     rows = [row(name, options.out / name) for name in names]

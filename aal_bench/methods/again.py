@@ -17,20 +17,11 @@ from aal_bench.again.class_gate import ClassGate, Mixing
 from aal_bench.again.fusion import HFF, Gamma, Partner
 from aal_bench.attacks.linf import gaussian_start
 from aal_bench.config import Strict
-from aal_bench.methods.base import Recipe
+from aal_bench.methods.base import Recipe, stepwise
 from aal_bench.methods.cas import CAS, CASOptions, Heads
 from aal_bench.methods.mart import boosted_cross_entropy, divergence, missed_probability
 
-OFFICIAL = {
-    "epochs": 200,
-    "batch_size": 128,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": "step",
-    "milestones": (99 / 200, 149 / 200),
-    "decay": 0.1,
-}
+OFFICIAL = stepwise(200, (99, 149), 5e-4)
 """Of the official script's ``[train]``; it counts epochs from 1."""
 WITHOUT_FUSION = {"hff": {"p": 0.0}}
 """The script's network defines feature fusion and never calls it."""
@@ -145,16 +136,7 @@ class AGAINMART(AGAINPGD):
     options: AGAINMARTOptions  # type: ignore[assignment]
     needs_clean = True
     recipe = Recipe(
-        train={
-            "epochs": 120,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 2e-4,
-            "schedule": "step",
-            "milestones": (74 / 120, 89 / 120, 99 / 120),
-            "decay": 0.1,
-        },
+        train=stepwise(120, (74, 89, 99), 2e-4),
         crafting={"step": "0.007", "steps": 10},
         source="CAS's MART/train_mart_cas.py, which counts epochs from 1: AGAIN's code has no MART",
         eps_031=True,

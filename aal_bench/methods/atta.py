@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from aal_bench.aal.gradients import clip
 from aal_bench.attacks.linf import gaussian_start
 from aal_bench.errors import UserError
-from aal_bench.methods.base import Batch, Objective, Plan, Recipe, Threat
+from aal_bench.methods.base import Batch, Objective, Plan, Recipe, Threat, stepwise
 from aal_bench.methods.trades import TRADES, TRADESOptions
 
 LIMIT = 8 * 2**30
@@ -55,16 +55,7 @@ class ATTA(TRADES):
     update_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     augmentations: ClassVar[tuple[str, ...] | None] = ("none", "shift", "crop-flip")
     recipe = Recipe(
-        train={
-            "epochs": 38,
-            "batch_size": 64,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 2e-4,
-            "schedule": "step",
-            "milestones": (29 / 38, 35 / 38),
-            "decay": 0.1,
-        },
+        train=stepwise(38, (29, 35), 2e-4, batch_size=64),
         source="train_atta_cifar.py and data-config/cifar-atta-1-mat.json of haizhongzheng/ATTA,"
         " for a WideResNet-34-10; method.divide_by_batch=true takes over its loss too.",
         eps_031=True,

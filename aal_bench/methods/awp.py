@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from aal_bench.methods.base import Recipe
+from aal_bench.methods.base import Recipe, stepwise
 from aal_bench.methods.pgd import PGD
 from aal_bench.methods.trades import TRADES
 
@@ -22,16 +22,7 @@ class AWPPGD(PGD):
     update: ClassVar[str] = "awp"
     update_defaults: ClassVar[dict[str, dict[str, Any]]] = {"awp": {"gamma": 0.01, "warmup": 0.0}}
     recipe = Recipe(
-        train={
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (0.5, 0.75),
-            "decay": 0.1,
-        },
+        train=stepwise(200, (100, 150), 5e-4),
         options={"craft_bn": "train"},
         crafting={"step": "2/255", "steps": 10},
         source="AT_AWP/train_cifar10.py of csdongxian/AWP, for a PreActResNet-18 or a"
@@ -49,16 +40,7 @@ class TRADESAWP(TRADES):
 
     update: ClassVar[str] = "awp"
     recipe = Recipe(
-        train={
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (99 / 200, 149 / 200),
-            "decay": 0.1,
-        },
+        train=stepwise(200, (99, 149), 5e-4),
         crafting={"step": "2/255", "steps": 10},
         source="trades_AWP/train_trades_cifar.py of csdongxian/AWP, which counts epochs from 1."
         " Its WideResNet-34-10 is chosen by --model, and takes no normalisation there.",

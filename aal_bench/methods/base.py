@@ -105,6 +105,28 @@ class Recipe(NamedTuple):
     """The script's budget is the rounded .031, which ``--recipe official-031`` takes over."""
 
 
+def stepwise(
+    epochs: int,
+    drops: tuple[int, ...],
+    weight_decay: float,
+    *,
+    lr: float = 0.1,
+    decay: float | tuple[float, ...] = 0.1,
+    batch_size: int = 128,
+) -> dict[str, Any]:
+    """``[train]`` of a script whose rate changes by `decay` after each of `drops` whole epochs."""
+    return {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": 0.9,
+        "weight_decay": weight_decay,
+        "schedule": "step",
+        "milestones": tuple(drop / epochs for drop in drops),
+        "decay": decay,
+    }
+
+
 class Options(Strict):
     """Base of every method's options."""
 

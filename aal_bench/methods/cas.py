@@ -15,7 +15,7 @@ from aal_bench.again.fusion import HFF
 from aal_bench.again.heads import Headed, all_logits, heads_of, insert_class_gates
 from aal_bench.attacks.linf import uniform_start
 from aal_bench.errors import UserError
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32, stepwise
 
 
 class CASOptions(Options):
@@ -52,16 +52,7 @@ class CAS(Method):
     Options = CASOptions
     options: CASOptions
     recipe = Recipe(
-        train={
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "schedule": "step",
-            "milestones": (74 / 200, 89 / 200),
-            "decay": 0.1,
-        },
+        train=stepwise(200, (74, 89), 1e-4),
         crafting={"step": "2/255", "steps": 10},
         source="Standard_Adv_Training/train.py; its scheduler is stepped before an epoch, so that"
         " the rate falls one epoch before 75 and 90",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aal_bench.attacks.linf import attacking, input_gradient, linf_pgd, uniform_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Recipe, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Recipe, fp32, stepwise
 
 SCHEDULE = ((50 / 120, 0), (90 / 120, 1), (1.0, 2))
 """(share of training, tau until then): by epochs of 120 in the official code."""
@@ -41,16 +41,7 @@ class FAT(Method):
     Options = FATOptions
     options: FATOptions
     recipe = Recipe(
-        train={
-            "epochs": 120,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 2e-4,
-            "schedule": "step",
-            "milestones": (59 / 120, 89 / 120, 109 / 120),
-            "decay": (0.1, 0.1, 0.5),
-        },
+        train=stepwise(120, (59, 89, 109), 2e-4, decay=(0.1, 0.1, 0.5)),
         crafting={"step": "0.007", "steps": 10},
         source="FAT.py of zjfheart/Friendly-Adversarial-Training, which counts epochs from 1. Its"
         " WideResNet-32-10 is chosen by --model, and takes no normalisation there.",

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Recipe, Threat
+from aal_bench.methods.base import Batch, Method, Objective, Options, Recipe, Threat, stepwise
 
 
 class IAATOptions(Options):
@@ -42,16 +42,7 @@ class IAAT(Method):
     Options = IAATOptions
     options: IAATOptions
     recipe = Recipe(
-        train={
-            "epochs": 110,
-            "batch_size": 256,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (70 / 110, 90 / 110, 100 / 110),
-            "decay": 0.2,
-        },
+        train=stepwise(110, (70, 90, 100), 5e-4, decay=0.2, batch_size=256),
         options={"craft_bn": "train"},
         crafting={"step": "2/255", "steps": 10},
         source="configs/train_adaptive.json and trainers/trainer_adaptive.py of yogeshbalaji/"

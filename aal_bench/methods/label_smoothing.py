@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aal_bench.errors import UserError
-from aal_bench.methods.base import Batch, Objective, Options, Recipe, fp32
+from aal_bench.methods.base import Batch, Objective, Options, Recipe, fp32, stepwise
 from aal_bench.methods.pgd import PGD
 
 
@@ -35,16 +35,7 @@ class LS08PGD(PGD):
     Options = LS08Options
     options: LS08Options | LS09Options
     recipe = Recipe(
-        train={
-            "epochs": 110,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (100 / 110, 105 / 110),
-            "decay": 0.1,
-        },
+        train=stepwise(110, (100, 105), 5e-4),
         crafting={"step": "2/255", "steps": 10},
         source="train_cifar.py of P2333/Bag-of-Tricks-for-AT with --labelsmooth --BNeval. The"
         " WideResNet-34-10 of its tables is chosen by --model; its reflecting crops have no"

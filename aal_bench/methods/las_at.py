@@ -22,6 +22,7 @@ from aal_bench.methods.base import (
     Recipe,
     Threat,
     fp32,
+    stepwise,
 )
 
 RESTARTS = 2
@@ -100,16 +101,7 @@ class LASAT(Method):
     Options = LASATOptions
     options: LASATOptions
     recipe = Recipe(
-        train={
-            "epochs": 110,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (99 / 110, 104 / 110),
-            "decay": 0.1,
-        },
+        train=stepwise(110, (99, 104), 5e-4),
         options={"strategy": "resnet18"},
         crafting={"step": "2/255", "steps": 10},
         source="LAS_PGD_AT/LAS_AT_train_cifar10.py and README of jiaxiaojunQAQ/LAS-AT, for a"

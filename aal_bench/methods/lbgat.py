@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aal_bench.methods.base import Batch, Companion, Objective, Recipe, Threat, fp32
+from aal_bench.methods.base import Batch, Companion, Objective, Recipe, Threat, fp32, stepwise
 from aal_bench.methods.trades import TRADES, TRADESOptions
 
 
@@ -34,16 +34,7 @@ class LBGAT(TRADES):
     options: LBGATOptions  # type: ignore[assignment]
     update_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     recipe = Recipe(
-        train={
-            "epochs": 100,
-            "batch_size": 128,
-            "lr": 0.02,
-            "momentum": 0.9,
-            "weight_decay": 2e-4,
-            "schedule": "step",
-            "milestones": (0.01, 0.75, 0.9),
-            "decay": (5.0, 0.1, 0.1),
-        },
+        train=stepwise(100, (1, 75, 90), 2e-4, lr=0.02, decay=(5.0, 0.1, 0.1)),
         options={"teacher": "resnet18"},
         crafting={"step": "0.007", "steps": 10},
         source="train_lbgat_cifar100.py of dvlab-research/LBGAT; there is none for CIFAR-10. A"

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aal_bench.attacks.linf import gaussian_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32, stepwise
 
 LIFT = 1e-12
 """The official code adds it to probabilities before their logarithm."""
@@ -32,16 +32,7 @@ class MART(Method):
     Options = MARTOptions
     options: MARTOptions
     recipe = Recipe(
-        train={
-            "epochs": 120,
-            "batch_size": 128,
-            "lr": 0.01,
-            "momentum": 0.9,
-            "weight_decay": 3.5e-3,
-            "schedule": "step",
-            "milestones": (74 / 120, 89 / 120, 99 / 120),
-            "decay": 0.1,
-        },
+        train=stepwise(120, (74, 89, 99), 3.5e-3, lr=0.01),
         crafting={"step": "0.007", "steps": 10},
         source="train_resnet.py of YisenWang/MART, for a ResNet-18, which takes no normalisation"
         " there; it counts epochs from 1. WideResNets have settings of their own there.",

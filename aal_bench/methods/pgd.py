@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from aal_bench.attacks.linf import uniform_start
-from aal_bench.methods.base import Batch, Method, Objective, Plan, Recipe
+from aal_bench.methods.base import Batch, Method, Objective, Plan, Recipe, stepwise
 
 
 class PGD(Method):
@@ -15,16 +15,7 @@ class PGD(Method):
     """
 
     recipe = Recipe(
-        train={
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
-            "schedule": "step",
-            "milestones": (0.5, 0.75),
-            "decay": 0.1,
-        },
+        train=stepwise(200, (100, 150), 5e-4),
         options={"craft_bn": "train"},
         crafting={"step": "2/255", "steps": 10},
         source="train_cifar.py of locuslab/robust_overfitting (Rice et al. 2020), for a"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aal_bench.attacks.linf import gaussian_start
-from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32
+from aal_bench.methods.base import Batch, Method, Objective, Options, Plan, Recipe, fp32, stepwise
 
 
 class TRADESOptions(Options):
@@ -36,16 +36,7 @@ class TRADES(Method):
         "awp": {"gamma": 0.005, "warmup": 9 / 200}
     }
     recipe = Recipe(
-        train={
-            "epochs": 76,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 2e-4,
-            "schedule": "step",
-            "milestones": (74 / 76,),
-            "decay": 0.1,
-        },
+        train=stepwise(76, (74,), 2e-4),
         crafting={"step": "0.007", "steps": 10},
         source="train_trades_cifar10.py of yaodongyu/TRADES, which counts epochs from 1 and ends"
         " before its later drops. Its WideResNet-34-10 is chosen by --model, and takes no"

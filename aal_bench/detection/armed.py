@@ -45,7 +45,8 @@ def armed(
     registry.serves(row, method, "detection")
     kind = registry.load(row.target)
     threat = Threat(float(parse_fraction(eps)), float(parse_fraction(step)), steps)
-    chosen = kind(kind.Options(**(options or {})), threat)
+    own = kind.family_defaults("detection") | (options or {})
+    chosen = kind(kind.Options(**own), threat)
     around = registry.load(registry.find("update", update).row.target)
     chosen.build(detector)
     return Adversarial(

@@ -66,7 +66,8 @@ class IAAT(Method):
         if self._images is None:
             raise RuntimeError("IAAT keeps an eps for every image: remember(images) comes first")
         if self._eps is None:
-            self._eps = torch.zeros(self._images)
+            # An image that no warm-up step saw, in a short training, begins as warm-up would.
+            self._eps = torch.full((self._images,), self.threat.eps)
         self._eps = self._eps.to(batch.x.device)
         self._stepping = batch.idx
 

@@ -65,6 +65,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -290,7 +291,7 @@ def unit(network: nn.Module, kind: Kind, x: Tensor, y: Tensor) -> tuple[float, f
             taken = seconds(forward, x.device)
         if kind.graph == "none":
             return taken, 0.0
-        way_back = lambda: torch.autograd.grad(losses[0], wanted, allow_unused=True)  # noqa: E731
+        way_back = partial(torch.autograd.grad, losses[0], wanted, allow_unused=True)
         return taken, seconds(way_back, x.device)
 
 

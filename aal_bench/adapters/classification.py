@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ class Classification:
                     ),
                 ):
                     standing = torch.ones_like(y, dtype=torch.bool)
-                    plain = lambda v, y=y: objective(v, y, reduction="sum")  # noqa: E731
+                    plain = partial(objective, targets=y, reduction="sum")
                     for maximised in (plain, *method.weaknesses(model, y)):
                         x_adv = linf_pgd(
                             maximised,

@@ -59,6 +59,8 @@ class Stepper:
         optimizer = make_optimizer(train, self.method.param_groups(self.model))
         self.network: nn.Module
         self.network, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if set(self.method.companions()) - set(self.method.extra_modules()):
+            raise UserError("networks beside the model are for images with labels, so far")
         for name in self.method.companions():
             # The same precision as the network's: autocast is put around its forward pass.
             self.accelerator.prepare_model(self.method.extra_modules()[name])

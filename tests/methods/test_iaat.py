@@ -34,7 +34,9 @@ def reach(net, x, y):
     """Per image, the smallest eps that flips it: margin / |w|_1; negative: wrong as it is."""
     w = net[1].weight[1] - net[1].weight[0]
     b = net[1].bias[1] - net[1].bias[0]
-    margins = [(v.flatten() @ w + b).item() * (1 if label else -1) for v, label in zip(x, y)]  # noqa: B905
+    margins = [
+        (v.flatten() @ w + b).item() * (1 if label else -1) for v, label in zip(x, y, strict=True)
+    ]
     return [margin / w.abs().sum().item() for margin in margins]
 
 

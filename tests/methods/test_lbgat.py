@@ -58,7 +58,9 @@ def test_the_loss_is_the_squared_distance_of_logits_the_teachers_nll_and_beta_kl
     clean, adversarial, taught = (
         logits.tolist() for logits in (student(batch.x), student(x_adv), teacher(batch.x))
     )
-    pairs = [pair for s, t in zip(adversarial, taught, strict=True) for pair in zip(s, t)]  # noqa: B905
+    pairs = [
+        pair for s, t in zip(adversarial, taught, strict=True) for pair in zip(s, t, strict=True)
+    ]
     mse = math.fsum((s - t) ** 2 for s, t in pairs) / len(pairs)
     assert len(pairs) == 6 * 5  # the mean is over images and classes
     nll = [

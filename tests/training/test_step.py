@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from aal_bench.adapters.method import build_update
 from aal_bench.errors import UserError
+from aal_bench.training.step import Setting, Stepper
 
 
 def steps(loop, count):
@@ -146,3 +148,12 @@ def test_a_compiled_network_trains_the_same_weights(make_loop, tmp_path):
     assert ends[0].keys() == ends[1].keys()
     for key in ends[0]:
         torch.testing.assert_close(ends[0][key], ends[1][key], rtol=1e-3, atol=1e-4)
+
+
+def test_a_method_whose_networks_no_adapter_built_is_refused(toy, tmp_path):
+    """As on a task family that builds none: one line, not a KeyError in the first step."""
+    adapter, method, model, folder = toy.setting(tmp_path, method="lbgat")
+    train, _ = adapter.training_split()
+    given = (adapter.run, model, method, build_update(adapter.run), adapter.objective, train)
+    with pytest.raises(UserError, match="networks beside the model are for images with labels"):
+        Stepper(Setting(*given, None, folder))

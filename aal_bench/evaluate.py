@@ -64,6 +64,20 @@ def evaluate(
         UserError: the file is no checkpoint or of another architecture; clean accuracy at chance.
         RunFailed: an attack failed.
     """
+    run, foreign = prepare(request, source)
+    name = "evaluate-" + (source.checkpoint.stem if source.checkpoint else run.model.name)
+    path = out or paths.run_folder(run.task.id, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed)
+    job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
+    return execute(job)
+
+
+def prepare(request: Request, source: Source) -> tuple[Run, Foreign]:
+    """The resolved configuration under which a foreign model is looked at, and the model.
+
+    Raises:
+        UserError: the file is no checkpoint or of another architecture, or says otherwise than
+            what was typed.
+    """
     _unambiguous(request, source)
     described = None if source.checkpoint is None else _describe(source.checkpoint)
     if described is not None:
@@ -84,11 +98,7 @@ def evaluate(
             " (aal-bench list models)"
         )
     run = _resolved(request, source, described)
-    foreign = _load(run, source)
-    name = "evaluate-" + (source.checkpoint.stem if source.checkpoint else run.model.name)
-    path = out or paths.run_folder(run.task.id, name, f"{foreign.sha256[:8]}{run.hash()}", run.seed)
-    job = Job(run, RunFolder(path), command or [], data_dir, resume, foreign)
-    return execute(job)
+    return run, _load(run, source)
 
 
 def _unambiguous(request: Request, source: Source) -> None:

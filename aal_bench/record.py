@@ -13,6 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from aal_bench.schema import (
     Adversarials,
+    AuditBlock,
     Block,
     Environment,
     EvidenceFile,
@@ -34,6 +35,8 @@ SCHEMA_VERSION = "1.1"
 """A change of the first number makes older records incompatible."""
 ABSENT = ("external", "autoattack_acc", "clean_acc")
 """Keys that are left out when unknown: RobustBench calls float() on whatever stands there."""
+YOUNGER = ("audit",)
+"""Keys that are left out when absent: older records do not have them, and keep their bytes."""
 
 
 class Record(Block):
@@ -79,6 +82,8 @@ class Record(Block):
     """What the numbers were measured with."""
     flags: list[Flag] = Field(default_factory=list)
     """Findings of the audit and of the attacks' own checks."""
+    audit: AuditBlock | None = None
+    """What the audit came to; absent where there was none."""
     verification: Verification = Field(default_factory=lambda: Verification(level=0))
     """Set by maintainers."""
     seal: Sha256 | None = None
@@ -164,7 +169,8 @@ class Result(Record):
         tree = dump(self)
         top = [key for key in type(self).model_fields if key not in Record.model_fields]
         keys = [*top, *Record.model_fields]
-        return {key: tree[key] for key in keys if key not in ABSENT or tree[key] is not None}
+        optional = (*ABSENT, *YOUNGER)
+        return {key: tree[key] for key in keys if key not in optional or tree[key] is not None}
 
 
 def robustbench_view(record: Record) -> dict[str, Any]:

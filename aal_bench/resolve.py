@@ -73,6 +73,8 @@ class Request(NamedTuple):
     backbone: str | None = None
     """Detection: a file of weights that the backbone starts from."""
     smoke: bool = False
+    audit: str = "none"
+    """``quick``, ``full`` or ``none``; a trial with ``smoke`` is never audited."""
     settings: tuple[str, ...] = ()
     """``key=value`` of ``--set``, in order."""
 
@@ -85,7 +87,7 @@ def resolve(request: Request) -> Run:
     """
     settled = _settled(request)
     task = settled.task
-    device = _device(request.device)
+    device = device_of(request.device)
     kind = registry.load(registry.method_row(request.method).target)
     model = request.model or task.model
     if ":" not in model:
@@ -110,6 +112,7 @@ def resolve(request: Request) -> Run:
         "recipe": request.recipe,
         "pretrained": _pretrained(request, task),
         "smoke": request.smoke,
+        "audit": _audit(request, task),
     }
     return parse(Run, run, "run")
 
@@ -311,6 +314,25 @@ def stages_of(run: Run) -> tuple[str, ...]:
     return tuple(name for name in stages if name != left_out)
 
 
+def stages_run(run: Run, model: Any) -> tuple[str, ...]:
+    """The stages of a run's evaluation: `stages_of`, and what the network makes necessary.
+
+    Where it declares a gate or auxiliary heads, AutoAttack on its final logits may overstate it:
+    then the adaptive attacks follow, on what all other stages left standing.
+
+    Args:
+        run: the resolved configuration.
+        model: an ``nn.Module``, as it is evaluated.
+    """
+    stages = stages_of(run)
+    whole = set(registry.AUTOATTACK) <= set(stages)
+    if run.task.family != "classification" or run.task.threat.norm != "Linf" or not whole:
+        return stages
+    from aal_bench.attacks.adaptive.declared import declares
+
+    return (*stages, registry.ADAPTIVE) if declares(model) else stages
+
+
 def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     """A protocol that must leave a stage out has another name: its number is another number."""
     from aal_bench.attacks.parameters import DLR_CLASSES
@@ -321,13 +343,14 @@ def _protocol_name(name: str, task: Task, smoke: bool) -> str:
     _fitting(name, stages, task)
     if task.family == "detection":
         return name
-    if task.ways < DLR_CLASSES and "apgd-t" in stages:
-        if not set(stages) - {"clean", "apgd-t"}:
+    needing = next((stage for stage in ("apgd-t", "bf16-apgd-t") if stage in stages), None)
+    if task.ways < DLR_CLASSES and needing is not None:
+        if not set(stages) - {"clean", needing}:
             raise UserError(
-                f"protocol {name}: apgd-t needs {DLR_CLASSES} classes, the task has"
+                f"protocol {name}: {needing} needs {DLR_CLASSES} classes, the task has"
                 f" {task.ways}, and no other attack is left"
             )
-        return f"{name}-no-apgd-t"
+        return f"{name}-no-{needing}"
     return name
 
 
@@ -349,6 +372,11 @@ def _fitting(name: str, stages: tuple[str, ...], task: Task) -> None:
         families = registry.find("attack", stage).row.families
         if task.family not in families:
             raise UserError(f"attack {stage} serves {', '.join(families)}, not {task.family}")
+
+
+def _audit(request: Request, task: Task) -> str:
+    """The audit's budget; its attacks are Linf."""
+    return "none" if request.smoke or task.threat.norm != "Linf" else request.audit
 
 
 def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -392,7 +420,12 @@ def _locate(key: str, tree: dict[str, Any], known: dict[str, Any]) -> str:
     raise UserError(f"--set {key}: unknown key.{hint}")
 
 
-def _device(name: str | None) -> str:
+def device_of(name: str | None) -> str:
+    """The device of that name; None: a GPU where there is one.
+
+    Raises:
+        UserError: no such device.
+    """
     import torch
 
     if name is None:

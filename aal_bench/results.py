@@ -18,8 +18,10 @@ from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file, sha256_json
 from aal_bench.metrics import METRICS, TABLES
 from aal_bench.record import Record, Result, percent, robustbench_view
+from aal_bench.registry import ADAPTIVE
 from aal_bench.schema import (
     Adversarials,
+    AuditBlock,
     Code,
     DataSource,
     EvidenceFile,
@@ -43,6 +45,7 @@ __all__ = [
     "build",
     "dumps",
     "evidence_file",
+    "lowered",
     "method_name",
     "percent",
     "read",
@@ -97,6 +100,20 @@ def evidence_file(
         columns=evidence.columns(),
         dataset_fingerprint=fingerprint,
     )
+
+
+def lowered(
+    run: Run, evidence: Evidence | DetectionEvidence, metrics: Mapping[str, Any]
+) -> str | None:
+    """``external`` in percent, where the run's adaptive attacks felled what had stood till then.
+
+    Returns:
+        None where they did not run or felled nothing, or where only a part was evaluated.
+    """
+    if ADAPTIVE not in evidence.stages or run.limits.eval is not None:
+        return None
+    attacked, ok = (evidence.column(ADAPTIVE, name) for name in ("attacked", "ok"))
+    return percent(metrics["robust"]["value"]) if (attacked & ~ok).any() else None
 
 
 def method_name(run: Run) -> str:
@@ -170,6 +187,7 @@ def build(
     training: Training | None = None,
     adversarials: Adversarials | None = None,
     flags: Sequence[Flag] = (),
+    audit: AuditBlock | None = None,
     status: Status = "success",
     error: Failure | None = None,
     created: datetime | None = None,
@@ -190,6 +208,7 @@ def build(
         training: from `training_block`; None for somebody else's checkpoint.
         adversarials: stored fooled images, if any.
         flags: findings.
+        audit: what the audit came to, if there was one.
         status: of the whole run.
         error: exactly when status is ``error``.
         created: default now.
@@ -232,6 +251,7 @@ def build(
         "adversarials": adversarials,
         "environment": dict(environment),
         "flags": list(flags),
+        "audit": audit,
     }
     record = parse(Record, tree, "result")
     paper = {"name": f"{method_name(run)} on {title_of(task)}"} | dict(published or {})

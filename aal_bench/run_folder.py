@@ -41,7 +41,7 @@ class RunFolder:
             if any(self.path.iterdir()):
                 raise UserError(f"--out {self.path}: not empty, and not a run; choose another")
             return "new"
-        self.record = self._read()
+        self.record = self.read()
         wanted = run.identity() | {
             "seed": run.seed,
             "checkpoint": checkpoint,
@@ -70,7 +70,12 @@ class RunFolder:
                 " or choose another --out"
             )
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
+        """The folder's ``run.json``.
+
+        Raises:
+            UserError: it cannot be read, or is no run's.
+        """
         path = self / "run.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))

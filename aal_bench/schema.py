@@ -510,6 +510,27 @@ class Flag(Block):
     """One sentence for a reader."""
 
 
+class AuditBlock(Block):
+    """What the audit of the run came to; every check is in its file."""
+
+    path: str | None = None
+    """Relative to the record."""
+    sha256: Sha256
+    """Of the file."""
+    budget: Literal["quick", "full"]
+    """How much was spent."""
+    images: Count
+    """Images audited, or queries of episodes."""
+    passed: Count
+    """Checks that passed."""
+    failed: list[str]
+    """Names of the checks that failed; each is a flag as well."""
+    not_applicable: Count
+    """Checks that do not apply."""
+    not_decided: Count
+    """Checks on too few images to be significant."""
+
+
 class Event(Block):
     """One thing that happened to an entry; what it said before stays on record."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 
 from aal_bench import registry
+from aal_bench.audit.table import CHECKS
 from aal_bench.config import Episodes, Task, read_task
 from aal_bench.hashing import sha256_json
 from aal_bench.leaderboard.extend import protocol_stages
@@ -24,6 +26,8 @@ IMAGES = {"digits": 360, "cifar10": 10_000, "cifar100": 10_000}
 """Test images of the data sets whose test split is the same in every copy."""
 COUNTS = (600, 2_000, 10_000)
 """Lengths of a list of episodes that are answered, besides the task file's own."""
+AUDITED = "audit-"
+"""How the code of an audit's flag begins."""
 NEAR_CHANCE = "near-chance"
 """The flag of a run that has not learnt its task: `metrics.near_chance`."""
 _EPISODIC = re.compile(r"(.+)-([2-9]|[1-9]\d{1,2})w([1-9]\d{0,2})s", re.ASCII | re.DOTALL)
@@ -83,9 +87,9 @@ def hashes(record: Result, task: Task) -> Finding:
 
 
 def flags(record: Result, task: Task) -> Finding:
-    """Whether a model that has not learnt its task says so."""
+    """Whether a model that has not learnt its task, or failed a check of its audit, says so."""
     told = f"{len(record.flags)}, {'unreliable' if record.unreliable else 'none of them decisive'}"
-    return rule(0, "flags", _flags(record, task), told)
+    return rule(0, "flags", chain(_flags(record, task), _audited(record)), told)
 
 
 def _task(record: Result, task: Task | None) -> Iterator[str]:
@@ -162,3 +166,25 @@ def _flags(record: Result, task: Task) -> Iterator[str]:
     elif found is not None:
         wanted = {"value": found[0], "threshold": found[1]}
         yield from differing(raised[0].model_dump(mode="json"), wanted, NEAR_CHANCE)
+
+
+def _audited(record: Result) -> Iterator[str]:
+    """Every failed check is a flag, every flag of the audit a failed check, none graver than it."""
+    raised = {flag.code: flag.severity for flag in record.flags if flag.code.startswith(AUDITED)}
+    stated = [] if record.audit is None else record.audit.failed
+    if sorted(raised) != sorted(stated):
+        told = shown(",".join(sorted(raised)) or "none")
+        yield f"audit.failed is {shown(','.join(stated) or 'none')}, the flags say {told}"
+        return
+    decisive = {check.code for check in CHECKS if check.severity == "unreliable"}
+    known = {check.code for check in CHECKS}
+    for code, severity in raised.items():
+        if code not in known:
+            yield f"{shown(code)} is no check of the audit"
+        elif severity == "unreliable" and code not in decisive:
+            yield f"{shown(code)} makes no result unreliable"
+    if record.audit is not None:
+        one = record.audit
+        total = one.passed + len(one.failed) + one.not_applicable + one.not_decided
+        if total != len(CHECKS):
+            yield f"audit counts {total} checks of {len(CHECKS)}"

@@ -14,6 +14,7 @@ from aal_bench.evidence import Evidence
 from aal_bench.hashing import sha256_file
 from aal_bench.leaderboard import copies, entries, episodes, pair, verify
 from aal_bench.leaderboard.entries import ENTRY_NAME, Entry
+from aal_bench.leaderboard.extend import is_extra, stood
 from aal_bench.leaderboard.findings import broken
 from aal_bench.leaderboard.metadata import Metadata, checkpoint_of, inherited
 from aal_bench.leaderboard.untrusted import read_json
@@ -125,6 +126,8 @@ def _described(result: Result, about: Metadata, name: str) -> Result:
     tree["evidence"]["path"] = f"{name}.npz"
     if tree["adversarials"] is not None:
         tree["adversarials"] |= {"path": None, "url": about.adversarials_url}
+    if tree.get("audit") is not None:  # its findings are the record's flags; the file stays behind
+        tree["audit"] |= {"path": None}
     if about.license is not None:
         tree["model"]["license"] = about.license
     if about.checkpoint_url is not None and tree["model"]["checkpoint"] is not None:
@@ -156,7 +159,8 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
         )
     old = entries.read(path).result
     lowered = {event.checkpoint: event.external for event in old.verification.history}
-    lowered[checkpoint_of(old)] = old.external
+    if not _repeats(entry, old):
+        lowered[checkpoint_of(old)] = old.external
     if (external := lowered.get(checkpoint_of(entry))) is not None:
         raise UserError(
             f"{path}: this very checkpoint was brought down to {external} %; a replacement"
@@ -177,6 +181,15 @@ def _history(path: Path, entry: Result, replace: bool) -> Verification:
         **_common(),
     )
     return Verification(level=SELF_CHECKED, history=[*old.verification.history, event])
+
+
+def _repeats(entry: Result, old: Result) -> bool:
+    """Whether the run's own adaptive attacks had lowered the old entry, and lower this one too."""
+    added = [stage for stage in old.evaluation if is_extra(stage.attack)]
+    felled = any(stood(stage) < stage.n_in for stage in added)
+    if felled or old.external is None or entry.external is None:
+        return False
+    return float(entry.external) <= float(old.external)
 
 
 def _distinct(path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Checks 25 and 26: was an attack masked, and does a gate hide the gradient?
+
+For attention gates (arXiv 2112.13989) and class gates (CAS, arXiv 2103.08307; AGAIN, Yin et al.
+2023), and for any evaluation whose attack is weaker than one step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aal_bench.attacks.adaptive.declared import every_logits, heads
+from aal_bench.audit.adaptive import gated, masked_correct, openings, tried
+from aal_bench.audit.bank import Bank
+from aal_bench.audit.outcome import Outcome, Verdict, gravest, not_applicable, percent, share
+from aal_bench.audit.significance import judge_difference, judge_share
+from aal_bench.audit.subject import Part
+
+NO_GRADIENT = ("clean", "square", "fab-t")
+"""Stages that are no gradient ascent within the ball: one step may well beat them on an image."""
+
+
+def mask_honesty(bank: Bank) -> Outcome:
+    """25: claimed attacks are no weaker than one step at full eps, and the gate masks nothing.
+
+    The second part warns only: the claim that passes the first is about the full budget.
+    """
+    parts = [_claims(bank)] if _attacks(bank) else []
+    parts += [_masks(bank)] if gated(bank.subject) else []
+    if not parts:
+        return not_applicable("There is neither a claimed attack nor a gate that could mask one.")
+    verdicts: list[Verdict] = [part.verdict for part in parts]
+    if len(parts) == 1 or parts[0].verdict == "fail":
+        lead = parts[0]
+    else:
+        lead = min(parts, key=lambda part: ("fail", "not decided", "pass").index(part.verdict))
+    return lead._replace(
+        verdict=gravest(*verdicts),
+        sentence=" ".join(part.sentence for part in parts),
+        measured={name: value for part in parts for name, value in part.measured.items()},
+    )
+
+
+def _attacks(bank: Bank) -> list[str]:
+    return [c.stage for c in bank.subject.claims.stages if c.stage not in NO_GRADIENT]
+
+
+def _claims(bank: Bank) -> Outcome:
+    """Claimed stages against FGSM of the audit, where the stage attacked."""
+    limit, n = bank.thresholds.masked_gap, bank.subject.size
+    right, one_step = bank.correct(), bank.fgsm_correct()
+    gaps: dict[str, float] = {}
+    verdicts: dict[str, Verdict] = {}
+    for claim in bank.subject.claims.stages:
+        if claim.stage in NO_GRADIENT:
+            continue
+        seen = right & torch.from_numpy(claim.attacked)
+        ok = torch.from_numpy(claim.ok)
+        against, spoken = seen & ok & ~one_step, seen & ~ok & one_step
+        gaps[claim.stage] = round(float(against.sum() - spoken.sum()) / n, 6)
+        verdicts[claim.stage] = judge_difference(int(against.sum()), int(spoken.sum()), n, limit)
+    failed = [stage for stage, verdict in verdicts.items() if verdict == "fail"]
+    worst = max(failed or list(gaps), key=lambda stage: gaps[stage])
+    if failed:
+        told = (
+            f"The claimed {' and '.join(failed)} did less than one step of the full eps: {worst}"
+            f" leaves {percent(gaps[worst])} of all images more, so the attack was masked."
+        )
+    else:
+        told = "No claimed attack did significantly less than one step of the full eps."
+    return Outcome(
+        gravest(*verdicts.values()),
+        told,
+        value=round(gaps[worst], 4),
+        threshold=limit,
+        measured={f"{stage} above fgsm": gap for stage, gap in gaps.items()},
+    )
+
+
+def _masks(bank: Bank) -> Outcome:
+    """FGSM masked by the network's own gate against FGSM at full eps, and how open the gate is."""
+    limits, n = bank.thresholds, bank.subject.size
+    masked, full = masked_correct(bank, "fgsm"), bank.correct() & bank.fgsm_correct()
+    against, spoken = int((masked & ~full).sum()), int((full & ~masked).sum())
+    verdict: Verdict = judge_difference(against, spoken, n, limits.masked_gap)
+    opening = float(openings(bank).double().mean())
+    told = f"FGSM masked by the gate leaves {percent(share(masked))}, at full eps"
+    told += f" {percent(share(full))}"
+    if verdict == "fail":
+        told += ": only the full-eps number may be called robustness"
+    told += f"; the mask lets {percent(opening)} of eps through on average"
+    if opening < limits.closed_mask:
+        verdict = "fail"
+        told += ", which is a closed mask"
+    return Outcome(
+        verdict,
+        f"{told}.",
+        value=round((against - spoken) / n, 4),
+        threshold=limits.masked_gap,
+        measured={"masked fgsm": share(masked), "full fgsm": share(full), "mean k": opening},
+        severity="warning",
+    )
+
+
+def gate_pinning(bank: Bank) -> Outcome:
+    """26: attacks on auxiliary heads, joint losses and soft gates break nothing further.
+
+    Where the final prediction simply repeats a head's and nothing further breaks, it is a warning:
+    the attacks were compulsory, have been made, and the number stands.
+    """
+    if heads(bank.subject.parts[0].model) is None:
+        return not_applicable("The network declares no auxiliary heads.")
+    limits, n, right = bank.thresholds, bank.subject.size, bank.correct()
+    final, *auxiliary = bank.once("every head", lambda: bank.mapped(_every_head, bank.x)).T
+    agreement = max(share(each == final) for each in auxiliary)
+    usual = bank.survivors()
+    attacks = {name: each for name, each in tried(bank).items() if name.startswith("U")}
+    worst = usual.clone()
+    for each in attacks.values():
+        worst &= each
+    broken = int((usual & ~worst).sum())
+    verdict: Verdict = judge_share(broken, n, limits.blackbox_gap)
+    told = (
+        f"The final prediction is an auxiliary head's on {percent(agreement)} of images; attacks on"
+        f" the final logits leave {percent(share(usual))}, attacks on the heads too"
+        f" {percent(share(worst))}"
+    )
+    severity = None
+    if verdict != "fail" and agreement > limits.pinned:
+        verdict, severity = "fail", "warning"
+        told += ": they were compulsory, have been made, and the number stands"
+    least = {
+        f"head {number + 1}": share(_all_of(right, attacks, f"-head-{number + 1}"))
+        for number in range(len(auxiliary))
+    }
+    return Outcome(
+        verdict,
+        f"{told}.",
+        value=share(worst),
+        threshold=share(usual),
+        measured={"agreement": agreement, "usual": share(usual), "worst": share(worst), **least},
+        severity=severity,
+    )
+
+
+def _every_head(part: Part, x: Tensor, _: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([each.argmax(1) for each in every_logits(part.model, x)], 1)
+
+
+def _all_of(right: Tensor, attacks: dict[str, Tensor], ending: str) -> Tensor:
+    """(N,) correct after every attack on one head."""
+    stands = right.clone()
+    for name, each in attacks.items():
+        if name.endswith(ending):
+            stands &= each
+    return stands

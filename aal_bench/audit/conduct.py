@@ -1,0 +1,130 @@
+"""One audit from its subject to ``audit.json`` and the figures, of any task family."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from aal_bench import environment
+from aal_bench.adapters.attack_stage import FAILURES
+from aal_bench.audit import of_run
+from aal_bench.audit.of_run import ALONE, NOTHING_TOLD, Beside, Told
+from aal_bench.audit.record import Audit, Cost, Examined, WorstCase
+from aal_bench.audit.table import Budget
+from aal_bench.config import parse
+from aal_bench.errors import RunFailed, UserError
+from aal_bench.files import write_text
+from aal_bench.schema import Environment
+
+FILE = "audit.json"
+
+
+def conduct(
+    adapter: Any,
+    model: nn.Module,
+    budget: Budget,
+    folder: Path,
+    checkpoint: str | None,
+    told: Told = NOTHING_TOLD,
+    beside: Beside = ALONE,
+    command: Sequence[str] = (),
+) -> Audit:
+    """Audit `model` on the adapter's test images; writes ``audit.json`` and figures to `folder`.
+
+    Args:
+        adapter: of the task, with its data.
+        model: the network, weights loaded.
+        budget: `table.QUICK` or `table.FULL`.
+        folder: of the run, or of the audit.
+        checkpoint: sha256 of the weights.
+        told: what a run says of itself; the default: nothing is claimed.
+        beside: networks to compare with.
+        command: as typed; empty: part of a run.
+
+    Raises:
+        UserError: the threat is none that the checks are made for.
+    """
+    run = adapter.run
+    if run.task.threat.norm != "Linf":
+        raise UserError(f"the audit's attacks are Linf; task {run.task.name} is {run.task.threat}")
+    model = model.to(run.device).eval().requires_grad_(False)
+    examined, worst, figures = _examined(adapter, model, budget, folder, told, beside)
+    audit = Audit(
+        **examined.model_dump(),
+        subject={
+            "task": run.task.id,
+            "threat": str(run.task.threat),
+            "model": run.model.name,
+            "method": run.method.name,
+            "checkpoint": checkpoint,
+            "seed": run.task.evaluation.seed,
+        },
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=list(command),
+        environment=parse(Environment, environment.describe(), "environment"),
+        worst_case=worst,
+        figures=figures,
+    )
+    write_text(folder / FILE, dumps(audit))
+    return audit
+
+
+def _examined(
+    adapter: Any, model: nn.Module, budget: Budget, folder: Path, told: Told, beside: Beside
+) -> tuple[Examined, WorstCase | None, list[str]]:
+    if adapter.run.task.family == "detection":
+        from aal_bench.audit.detection.examine import examine_detector
+        from aal_bench.audit.detection.subject import subject_of as detector_of
+
+        return examine_detector(detector_of(adapter, model, budget, told, beside), budget), None, []
+    from aal_bench.adapters.pictures import identity
+    from aal_bench.audit.adaptive import worst_case
+    from aal_bench.audit.examine import examine
+    from aal_bench.audit.pictures import draw
+
+    if adapter.run.task.family == "fewshot":
+        from aal_bench.audit.of_episodes import subject_of
+
+        subject = subject_of(adapter, model, budget, told, beside)
+    else:
+        subject = of_run.subject_of(adapter, model, budget, told, beside)
+    began = time.perf_counter()
+    examined, bank = examine(subject, budget)
+    try:
+        worst = worst_case(bank)
+    except FAILURES as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFailed(
+            f"audit: an adaptive attack raised {type(error).__name__}: {reason}"
+        ) from error
+    steps = adapter.run.task.attack.steps
+    figures = draw(bank, folder, identity(adapter.run), worst, steps)
+    # Anew: the worst case and the loss surface sent images through the network as well.
+    cost = Cost.of(bank.spent, bank.naive(), time.perf_counter() - began)
+    return examined.model_copy(update={"cost": cost}), worst, figures
+
+
+def dumps(audit: Audit) -> str:
+    """The audit as the text of its file."""
+    return json.dumps(audit.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+
+def read(path: Path) -> Audit:
+    """Read an ``audit.json``.
+
+    Raises:
+        UserError: no such file, or none of an audit.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if isinstance(tree, dict):
+        tree.pop("unreliable", None)  # computed
+    return parse(Audit, tree, str(path))

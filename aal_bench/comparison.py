@@ -11,7 +11,7 @@ from aal_bench.leaderboard.conventions import CONVENTIONS
 from aal_bench.leaderboard.reported import Claim, claims
 from aal_bench.leaderboard.robustbench import Neighbours
 from aal_bench.record import Result
-from aal_bench.registry import AUTOATTACK
+from aal_bench.registry import ADAPTIVE, AUTOATTACK
 from aal_bench.schema import Measure
 
 NONE = "-"
@@ -109,6 +109,8 @@ def captions(result: Result, task: Task) -> list[str]:
     star = "* " if other_backbone(relevant) else ""
     rows = _precision(result)
     rows += [f"{star}paper: {claim}" for claim in relevant]
+    if result.external is not None:
+        rows.append(f"external {result.external} %: the worst case of each image over all of them")
     near = neighbours(result, task)
     if near.rows:
         row = near.rows[0]
@@ -164,14 +166,17 @@ def _measured(result: Result) -> list[tuple[str, str, Measure]]:
     assert metrics is not None
     records = {stage.attack: stage for stage in result.evaluation}
     found = [("clean", "clean", metrics.clean)]
+    closing: list[tuple[str, str, Measure]] = []
     for stage, measure in metrics.stages.items():
         if metrics.autoattack is not None and stage in AUTOATTACK:
             continue
         params = records[stage].params if stage in records else {}
         told = [params.get("eps", ""), PARTS.get(params.get("loss", ""), "")]
-        found.append((stage, f"{stage}  {' '.join(map(str, told))}".rstrip(), measure))
+        last = closing if stage == ADAPTIVE else found
+        last.append((stage, f"{stage}  {' '.join(map(str, told))}".rstrip(), measure))
     if metrics.autoattack is not None:
         found.append(("autoattack", "autoattack", metrics.autoattack))
+    found += closing
     if len(found) > 2 and metrics.robust is not None:
         found.append(("robust", "all of them", metrics.robust))
     return found

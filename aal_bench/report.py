@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aal_bench import method_facts, report_detection
+from aal_bench.audit import markdown as audited
 from aal_bench.comparison import (
     NONE,
     Line,
@@ -32,10 +33,13 @@ from aal_bench.config import Task
 from aal_bench.grid import grid
 from aal_bench.leaderboard.reported import claims
 from aal_bench.record import Result
+from aal_bench.registry import ADAPTIVE
 from aal_bench.schema import Flag, Passes, StageRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from aal_bench.audit.record import Audit
 
 
 def table(result: Result, task: Task) -> Table:
@@ -65,13 +69,16 @@ def table(result: Result, task: Task) -> Table:
     return out
 
 
-def markdown(result: Result, task: Task, figures: Sequence[str] = ()) -> str:
+def markdown(
+    result: Result, task: Task, figures: Sequence[str] = (), audit: Audit | None = None
+) -> str:
     """``report.md``.
 
     Args:
         result: the record.
         task: for the claims and neighbours.
         figures: paths relative to the report.
+        audit: of the run, if there was one; its figures are its own.
     """
     sections = [
         f"# {title(result)}",
@@ -82,6 +89,7 @@ def markdown(result: Result, task: Task, figures: Sequence[str] = ()) -> str:
         _claims(result, task),
         _robustbench(result, task),
         _flags(result.flags),
+        "" if audit is None else audited.section(audit),
         _method(result),
         _protocol(result),
         _cost(result),
@@ -111,9 +119,23 @@ def _banner(result: Result) -> str:
         rows.append(
             "> **Class gates**: the network's channels follow its own auxiliary prediction, whose"
             " argmax hides the gradient. Attacks on the final logits alone, AutoAttack among them,"
-            " overstate such a network; no stage here attacks its auxiliary heads."
+            f" overstate such a network; {_on_heads(result)}."
+        )
+    if result.external is not None:
+        rows.append(
+            f"> **Worst case**: {result.external} %. AutoAttack alone leaves"
+            f" {result.autoattack_acc} %; `external` is the share of images that stand under"
+            " everything that was tried, and the number to report."
         )
     return "\n>\n".join(rows)
+
+
+def _on_heads(result: Result) -> str:
+    found = {stage.attack: stage for stage in result.evaluation}.get(ADAPTIVE)
+    if found is None:
+        return "no stage here attacks its auxiliary heads"
+    felled = found.n_in - (found.n_out or 0)
+    return f"stage `{ADAPTIVE}` attacks its auxiliary heads and felled {felled} of {found.n_in}"
 
 
 def _is_class_gated(result: Result) -> bool:

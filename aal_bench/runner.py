@@ -1,4 +1,4 @@
-"""The stages of a run, each resumable: train -> evaluate[i] -> summarise."""
+"""The stages of a run, each resumable: train -> evaluate[i] -> audit -> summarise."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch import nn
 from aal_bench import environment, paths, registry, results, summary
 from aal_bench.adapters.method import build_method, build_update
 from aal_bench.adversarials import Adversarials
+from aal_bench.audit import conduct, show
+from aal_bench.audit.of_run import Told
+from aal_bench.audit.record import Audit
+from aal_bench.audit.table import BUDGETS
 from aal_bench.config import Run
 from aal_bench.errors import RunFailed, UserError, full_disk
 from aal_bench.methods.base import Method
 from aal_bench.methods.updates import Plain
 from aal_bench.models import weights
-from aal_bench.resolve import Request, resolve, stages_of
+from aal_bench.resolve import Request, resolve, stages_of, stages_run
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
 from aal_bench.training.loop import Trained
 
@@ -110,8 +114,9 @@ def _stages(
         train(job, adapter, method, update, model)
         model = rebuild(job.folder / "model.safetensors", adapter, method)
     evidence = evaluate(job, adapter, model)
+    audited = audit(job, adapter, model, evidence)
     job.folder.update(stage="summarise")
-    return summary.summarise(job, adapter, method, model, evidence)
+    return summary.summarise(job, adapter, method, model, evidence, audited)
 
 
 @contextmanager
@@ -187,7 +192,7 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Any:
     table = results.TABLES[job.run.task.family]
     evidence = table.load(path) if path.exists() else adapter.new_evidence()
     adversarials = Adversarials(folder.path, len(evidence))
-    for name in stages_of(job.run):
+    for name in stages_run(job.run, model):
         folder.update(stage=name)
 
         def saved(seconds: float, violation: dict[str, float], stage: str = name) -> None:
@@ -206,6 +211,29 @@ def evaluate(job: Job, adapter: Any, model: nn.Module) -> Any:
             adapter.check_clean(evidence)
     folder.update(adversarials=adversarials.merge(evidence))
     return evidence
+
+
+def audit(job: Job, adapter: Any, model: nn.Module, evidence: Any) -> Audit | None:
+    """Audit what was evaluated, unless that was done already; None: no audit was asked for."""
+    folder, budget = job.folder, BUDGETS.get(job.run.audit)
+    if budget is None:
+        return None
+    checkpoint = job.foreign.sha256 if job.foreign is not None else None
+    checkpoint = checkpoint or checkpoint_block(folder / "model.safetensors")["sha256"]
+    path = folder / conduct.FILE
+    if path.exists():
+        held = conduct.read(path)
+        if (held.budget, held.subject["checkpoint"]) == (budget.name, checkpoint):
+            show.line(held, earlier=True)
+            return held
+    folder.update(stage="audit")
+    metrics = results.METRICS[job.run.task.family](evidence, stages_run(job.run, model))
+    training = None if job.foreign is not None else folder.record["training"]
+    known = job.foreign is None or job.foreign.described
+    told = Told(folder.path, evidence, metrics, training, known)
+    found = conduct.conduct(adapter, model, budget, folder.path, checkpoint, told)
+    show.line(found)
+    return found
 
 
 __all__ = [

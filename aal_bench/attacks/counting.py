@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +36,37 @@ class Counted(nn.Module):
         self._forwards: Counter[int] = Counter()
         self._backwards: Counter[int] = Counter()
         self._sound = torch.ones((), dtype=torch.bool, device=x.device)
+        self._earlier = torch.zeros(2, len(x), dtype=torch.int64)
+
+    @contextmanager
+    def among(self, rows: Tensor) -> Iterator[None]:
+        """Watch only `rows` (ascending) of the batch, for an attack that begins anew on them.
+
+        Its sets are no part of those of the attack before it, though they may be of the same sizes.
+        """
+        assert self._x is not None
+        whole = self._x, self._rows, self._forwards, self._backwards, self._earlier
+        sound = self._sound
+        self.watch(self._x[rows])
+        try:
+            yield
+        finally:
+            spent = torch.stack(self.counts())
+            self._x, self._rows, self._forwards, self._backwards, self._earlier = whole
+            self._earlier.index_add_(1, rows.cpu(), spent)
+            self._sound = self._sound & sound
+
+    def rows(self, size: int) -> Tensor:
+        """Positions in the watched batch of the images of the forwards of that `size`."""
+        return self._rows[size]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._x is not None and x.requires_grad:
+        attacked = self._x is not None and x.requires_grad
+        if attacked:
             x = x.view_as(x)  # a hook on the attack's own tensor would outlive this forward
-            given = _finite(x)
-            x.register_hook(lambda gradient: self._note(given, gradient))
+            given, many = _finite(x), len(x)
+            # Where the gradient arrives, not where it starts: that may be a head beside the logits.
+            x.register_hook(lambda gradient: self._arrived(given, gradient, many))
         logits = self.model(x)
         if not isinstance(logits, Tensor):
             raise UserError(f"the model returns {type(logits).__name__}, not a tensor of logits")
@@ -49,7 +76,7 @@ class Counted(nn.Module):
             if size not in self._rows:
                 self._rows[size] = self._locate(x.detach(), self._x)
             self._forwards[size] += 1
-            if logits.requires_grad:
+            if logits.requires_grad and not attacked:
                 logits.register_hook(lambda _: self._backwards.update((size,)))
         return logits
 
@@ -60,6 +87,10 @@ class Counted(nn.Module):
         """
         return bool(self._sound)
 
+    def _arrived(self, given: Tensor, gradient: Tensor, size: int) -> None:
+        self._backwards.update((size,))
+        self._note(given, gradient)
+
     def _note(self, given: Tensor, found: Tensor) -> None:
         # An attack may lose an image on its own (FAB does where the gradient is zero); the model is
         # at fault only where what it was given was finite.
@@ -67,7 +98,10 @@ class Counted(nn.Module):
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Forwards and backwards of each watched image, two int64 tensors (B,) on the CPU."""
-        return self._spread(self._forwards), self._spread(self._backwards)
+        return (
+            self._earlier[0] + self._spread(self._forwards),
+            self._earlier[1] + self._spread(self._backwards),
+        )
 
     def _locate(self, part: Tensor, whole: Tensor) -> Tensor:
         """Positions in `whole` of the rows of `part`, each slightly perturbed."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from aal_bench.attacks.parameters import closing
 from aal_bench.config import parse
 from aal_bench.errors import UserError
 from aal_bench.evidence import Evidence
@@ -92,6 +93,14 @@ def is_extra(stage: str) -> bool:
 def protocol_stages(evaluation: Iterable[StageRecord]) -> list[StageRecord]:
     """The stages that the submitted run had: what `results.run_hash` covers."""
     return [stage for stage in evaluation if not is_extra(stage.attack)]
+
+
+def beyond(evaluation: Iterable[StageRecord]) -> list[StageRecord]:
+    """The stages that attacked what everything before them had left, and so make ``external``.
+
+    The run's own adaptive attacks, and what was added after the submission.
+    """
+    return [stage for stage in evaluation if closing(stage.attack) or is_extra(stage.attack)]
 
 
 def stood(stage: StageRecord) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aal_bench.leaderboard.extend import capped, stood
+from aal_bench.leaderboard.extend import beyond, capped, stood
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import rule, shown
 from aal_bench.leaderboard.stated import extra
@@ -30,6 +30,8 @@ VERIFIED = ("verified", *STAGED)
 
 def findings(record: Result, is_run: bool = False) -> list[Finding]:
     """The rules about verification, its history and `external`.
+
+    Besides what was added later, a run's own adaptive attacks lower `external`, without an event.
 
     Args:
         record: of an entry.
@@ -145,8 +147,10 @@ def _stages(record: Result, current: list[Event]) -> Iterator[str]:
 
 def _before(record: Result, current: list[Event]) -> Iterator[str]:
     """`external` before each event is what the stages until then had left, where one had fallen."""
-    held = None
     stages = {stage.attack: stage for stage in extra(record)}
+    own = [stage for stage in beyond(record.evaluation) if stage.attack not in stages]
+    fell = [stage for stage in own if stood(stage) < stage.n_in]
+    held = percent(stood(fell[-1]) / record.task.rows) if fell else None
     for event in current:
         stage = stages.get(event.stage or "")
         if stage is None:
@@ -158,7 +162,7 @@ def _before(record: Result, current: list[Event]) -> Iterator[str]:
 
 
 def _external(record: Result) -> Iterator[str]:
-    fell = [stage.attack for stage in extra(record) if stood(stage) < stage.n_in]
+    fell = [stage.attack for stage in beyond(record.evaluation) if stood(stage) < stage.n_in]
     robust = record.metrics.robust if record.metrics else None
     lowered = percent(robust.value) if fell and robust else None
     if record.external != lowered:

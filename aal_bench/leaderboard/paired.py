@@ -75,8 +75,8 @@ def beats(a: Sequence[Bools], b: Sequence[Bools]) -> bool:
 def ranked_stages(result: Result, evidence: Evidence) -> tuple[str, ...] | None:
     """The stages whose AND is the number that ranks a row; None: it has no such number.
 
-    AutoAttack's four; where the row has an ``external`` value, a challenge or a fresh attack felled
-    images beyond them, and everything counts.
+    AutoAttack's four; where the row has an ``external`` value, its own adaptive attacks, a
+    challenge or a fresh attack felled images beyond them, and everything counts.
     """
     if result.external is not None:
         return evidence.stages

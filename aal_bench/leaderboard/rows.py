@@ -17,7 +17,7 @@ from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import rule, shown
 from aal_bench.leaderboard.stated import budget_of
 from aal_bench.record import Result
-from aal_bench.registry import AUTOATTACK
+from aal_bench.registry import follows
 from aal_bench.schema import StageRecord
 from aal_bench.threat import TOLERANCE
 
@@ -122,10 +122,10 @@ def _attacked(record: Result, table: Evidence) -> Iterator[str]:
     clean = table.clean_correct()
     for position, stage in enumerate(attacks(record)):
         earlier = [before.attack for before in attacks(record)[:position]]
-        if is_extra(stage.attack):
+        if known.closing(stage.attack) or is_extra(stage.attack):
             standing = table.robust(earlier)
         elif known.sequential(stage.attack):
-            standing = table.robust([name for name in earlier if name in AUTOATTACK])
+            standing = table.robust([name for name in earlier if name in follows(stage.attack)])
         else:
             standing = clean
         wrong = int((table.column(stage.attack, "attacked") != standing).sum())

@@ -14,7 +14,7 @@ from aal_bench.attacks.parameters import PARTITION
 from aal_bench.config import Task
 from aal_bench.errors import UserError
 from aal_bench.leaderboard import episodes
-from aal_bench.leaderboard.extend import is_extra, protocol_stages, stood
+from aal_bench.leaderboard.extend import beyond, is_extra, protocol_stages, stood
 from aal_bench.leaderboard.findings import Finding
 from aal_bench.leaderboard.rules import differing, rule, same, shown
 from aal_bench.metrics import measure
@@ -77,6 +77,8 @@ def _protocol(record: Result) -> Iterator[str]:
         yield f"stages are {shown(','.join(names))}, the protocol's {shown(','.join(stages))}"
         return
     added = names[len(stages) :]
+    if added[:1] == [registry.ADAPTIVE] and set(registry.AUTOATTACK) <= set(stages):
+        del added[0]  # the run's own
     if added and record.task.episodes is not None:
         yield f"stage {shown(added[0])}: nothing is added to few-shot entries yet"
         return
@@ -153,22 +155,20 @@ def _autoattack(record: Result) -> Iterator[str]:
 
 def _order(record: Result) -> Iterator[str]:
     """Which images each stage must have attacked, as far as counts tell."""
-    standing, chained, all_of_it = record.task.rows, None, None
+    standing, all_of_it = record.task.rows, None
     clean = None
-    for stage in record.evaluation:
+    for place, stage in enumerate(record.evaluation):
         if stage.attack == "clean":
             wanted, clean = standing, stood(stage)
-        elif is_extra(stage.attack):
+        elif known.closing(stage.attack) or is_extra(stage.attack):
             # How many stood under all independent stages together only the rows tell.
             wanted = all_of_it
-            if wanted is None and stage.n_in > min(
-                stood(own) for own in protocol_stages(record.evaluation)
-            ):
+            if wanted is None and stage.n_in > min(map(stood, record.evaluation[:place])):
                 yield f"{stage.attack} attacked {stage.n_in}, more than stood"
             all_of_it = stood(stage)
         elif known.sequential(stage.attack):
-            wanted = clean if chained is None else chained
-            chained = stood(stage)
+            suite, before = registry.follows(stage.attack), record.evaluation[:place]
+            wanted = next((stood(one) for one in before[::-1] if one.attack in suite), clean)
         else:
             wanted = clean
         if wanted is not None and stage.n_in != wanted:
@@ -217,10 +217,10 @@ def _measured(record: Result, name: str, stated: Measure, k: int) -> Iterator[st
 
 
 def _robust(record: Result, stated: Measure) -> Iterator[str]:
-    """All stages together: exact after an added stage, bounded by Bonferroni before one."""
-    added, own, n = extra(record), protocol_stages(record.evaluation), record.task.rows
-    if added:
-        yield from _measured(record, "robust", stated, stood(added[-1]))
+    """All stages together: exact after one that had the rest, bounded by Bonferroni before."""
+    last, own, n = beyond(record.evaluation), protocol_stages(record.evaluation), record.task.rows
+    if last:
+        yield from _measured(record, "robust", stated, stood(last[-1]))
         return
     k = round(stated.value * n)
     yield from _measured(record, "robust", stated, k)

@@ -23,7 +23,7 @@ from aal_bench.leaderboard import audit_sample
 from aal_bench.leaderboard.entries import Entry
 from aal_bench.leaderboard.extend import Attacked, protocol_stages
 from aal_bench.leaderboard.findings import Finding
-from aal_bench.registry import AUTOATTACK
+from aal_bench.registry import ADAPTIVE, AUTOATTACK
 from aal_bench.schema import MaxViolation
 from aal_bench.threat import format_fraction
 from aal_bench.verification.rebuild import Rebuilt
@@ -56,6 +56,8 @@ class Reattack(NamedTuple):
 def reattack(entry: Entry, rebuilt: Rebuilt, public: str, size: int | None) -> Reattack:
     """Attack a sample of the survivors with AutoAttack's stages of the entry's protocol.
 
+    The adaptive attacks follow where the entry had them.
+
     They are fed in index order, in the task's batches; each stage sees what those before it left.
 
     Args:
@@ -71,8 +73,8 @@ def reattack(entry: Entry, rebuilt: Rebuilt, public: str, size: int | None) -> R
     """
     seed = audit_sample.seed_of(entry.result.run_hash, public)
     ran = {stage.attack for stage in protocol_stages(entry.result.evaluation)}
-    stages = [stage for stage in AUTOATTACK if stage in ran]
-    if not stages:
+    stages = [stage for stage in (*AUTOATTACK, ADAPTIVE) if stage in ran]
+    if not set(stages) - {ADAPTIVE}:
         raise UserError(f"protocol {entry.result.protocol} has none of AutoAttack's attacks")
     survivors = np.flatnonzero(rebuilt.evidence.robust())
     rows = survivors[audit_sample.sample(len(survivors), size, seed)]

@@ -153,3 +153,20 @@ def test_a_model_that_returns_no_tensor_is_named(batch):
 
     with pytest.raises(UserError, match="returns tuple, not a tensor of logits"):
         Counted(Pair())(batch[0])
+
+
+def test_a_backward_from_beside_the_logits_counts_where_it_arrives(batch):
+    """An attack on an auxiliary head never touches the final logits' gradient."""
+
+    class Beside(nn.Module):
+        def forward(self, x):
+            self.head = x.mean((2, 3))
+            return self.head.detach() * 2
+
+    x, beside = batch[0].clone().requires_grad_(), Beside()
+    model = Counted(beside)
+    model.watch(x)
+    model(x)
+    torch.autograd.grad(beside.head.sum(), x)
+    forwards, backwards = model.counts()
+    assert (set(forwards.tolist()), set(backwards.tolist())) == ({1}, {1})

@@ -12,6 +12,7 @@ from aal_bench.aal.attention import SpatialGate
 from aal_bench.again.class_gate import ClassGate
 from aal_bench.again.heads import Headed, all_logits, insert_class_gates
 from aal_bench.attacks.linf import attacking, linf_pgd, uniform_start
+from aal_bench.audit.adaptive import tried
 from aal_bench.audit.bank import Bank
 from aal_bench.audit.checks.gates import gate_pinning, mask_honesty
 from aal_bench.audit.subject import Claim, Claims
@@ -228,3 +229,19 @@ def test_a_class_gated_network_is_unreliable_because_attacks_on_its_head_break_i
         stands = (network(x_adv).argmax(1) == y).double().mean()
     assert float(stands) < usual
     assert worst <= outcome.measured["head 1"] <= float(bank.correct().double().mean())
+
+
+def test_images_that_the_claims_own_adaptive_stage_felled_are_a_warning(subject, class_gated):
+    network, x, y = class_gated
+    fields = {"eps": "48/255", "step": 12 / 255, "classes": 10}
+    bank = Bank(subject(network, x, y, **fields), SMALL)
+    broken = np.ones(len(y), bool)
+    for stands in tried(bank).values():
+        broken &= stands.numpy()
+    honest = Claims(stages=(Claim("adaptive", broken, np.ones(len(y), bool)),))
+    outcome = gate_pinning(Bank(subject(network, x, y, **fields, claims=honest), SMALL))
+    assert (outcome.verdict, outcome.severity) == ("fail", "warning")
+    nothing = Claims(stages=(Claim("adaptive", np.ones(len(y), bool), np.ones(len(y), bool)),))
+    assert (
+        gate_pinning(Bank(subject(network, x, y, **fields, claims=nothing), SMALL)).severity is None
+    )

@@ -6,15 +6,25 @@ For attention gates (arXiv 2112.13989) and class gates (CAS, arXiv 2103.08307; A
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aal_bench.attacks.adaptive.declared import every_logits, heads
 from aal_bench.audit.adaptive import gated, masked_correct, openings, tried
 from aal_bench.audit.bank import Bank
-from aal_bench.audit.outcome import Outcome, Verdict, gravest, not_applicable, percent, share
+from aal_bench.audit.outcome import (
+    Outcome,
+    Severity,
+    Verdict,
+    gravest,
+    not_applicable,
+    percent,
+    share,
+)
 from aal_bench.audit.significance import judge_difference, judge_share
 from aal_bench.audit.subject import Part
+from aal_bench.registry import ADAPTIVE
 
 NO_GRADIENT = ("clean", "square", "fab-t")
 """Stages that are no gradient ascent within the ball: one step may well beat them on an image."""
@@ -105,8 +115,9 @@ def _masks(bank: Bank) -> Outcome:
 def gate_pinning(bank: Bank) -> Outcome:
     """26: attacks on auxiliary heads, joint losses and soft gates break nothing further.
 
-    Where the final prediction simply repeats a head's and nothing further breaks, it is a warning:
-    the attacks were compulsory, have been made, and the number stands.
+    It is a warning where the number to be reported stands all the same: the final prediction
+    repeats a head's and nothing further breaks, or the images that break have fallen to the run's
+    own adaptive stage, and its `external` says so.
     """
     if heads(bank.subject.parts[0].model) is None:
         return not_applicable("The network declares no auxiliary heads.")
@@ -125,7 +136,10 @@ def gate_pinning(bank: Bank) -> Outcome:
         f" the final logits leave {percent(share(usual))}, attacks on the heads too"
         f" {percent(share(worst))}"
     )
-    severity = None
+    severity: Severity | None = None
+    if verdict == "fail" and _counted_already(bank, usual & ~worst):
+        severity = "warning"
+        told += "; in the run's own claim they have fallen to its adaptive attacks"
     if verdict != "fail" and agreement > limits.pinned:
         verdict, severity = "fail", "warning"
         told += ": they were compulsory, have been made, and the number stands"
@@ -141,6 +155,16 @@ def gate_pinning(bank: Bank) -> Outcome:
         measured={"agreement": agreement, "usual": share(usual), "worst": share(worst), **least},
         severity=severity,
     )
+
+
+def _counted_already(bank: Bank, broken: Tensor) -> bool:
+    """Whether the claim has the adaptive stage, and counts the `broken` (N,) images as fallen."""
+    claims = bank.subject.claims.stages
+    if ADAPTIVE not in {claim.stage for claim in claims}:
+        return False
+    stands = torch.from_numpy(np.logical_and.reduce([claim.ok for claim in claims]))
+    missed, limits = int((broken & stands).sum()), bank.thresholds
+    return judge_share(missed, bank.subject.size, limits.blackbox_gap) != "fail"
 
 
 def _every_head(part: Part, x: Tensor, _: Tensor) -> Tensor:

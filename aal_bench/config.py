@@ -34,7 +34,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Augment = Literal["none", "shift", "crop-flip", "jitter-crop-flip", "resized-crop-flip", "ssd"]
 """Augmentations of a training batch; `data.augment` says what each does. ``ssd``: detection's, the
 pipeline of its MMDetection config."""
-YOUNGER = {"optimizer": "sgd", "nesterov": False}
+YOUNGER = {
+    "optimizer": "sgd",
+    "nesterov": False,
+    "watch_every": 1,
+    "stop_on_overfitting": False,
+}
 """Fields of `Train` younger than the first entries on a board, and what they then were: at these
 values they are no part of a configuration, so that it keeps its hash."""
 
@@ -124,11 +129,22 @@ class Train(Strict):
     checkpoint_every: int | None = Field(default=None, ge=1)
     """Also write a resumable checkpoint every so many steps; None: at the end of epochs only."""
     grad_clip: float | None = Field(default=None, gt=0)
+    watch_every: int = Field(default=1, ge=0)
+    """Epochs between two looks for catastrophic overfitting (`training.overfitting`); 0: none.
+    Of classification, and of methods that attack."""
+    stop_on_overfitting: bool = False
+    """Whether training then ends the run, with an error, rather than with a warning."""
 
     @model_validator(mode="after")
     def _selectable(self) -> Train:
         if self.select == "best" and not self.validation:
             raise ValueError('select = "best" needs held-out images: set validation')
+        return self
+
+    @model_validator(mode="after")
+    def _stops_on_what_it_sees(self) -> Train:
+        if self.stop_on_overfitting and not self.watch_every:
+            raise ValueError("stop_on_overfitting needs watch_every of 1 or more")
         return self
 
     @model_validator(mode="after")
@@ -371,10 +387,12 @@ class Run(Strict):
     pretrained: Pretrained | None = None
     """Weights that the backbone starts from; None: from scratch."""
     smoke: bool = False
+    audit: Literal["none", "quick", "full"] = "none"
+    """Budget of the audit: it changes no number, and is no part of the configuration's hash."""
 
     def identity(self) -> dict[str, Any]:
         """The configuration without seed, paths and device: what `hash` covers."""
-        tree = self.model_dump(mode="json", exclude={"seed", "device", "recipe"})
+        tree = self.model_dump(mode="json", exclude={"seed", "device", "recipe", "audit"})
         tree |= {key: getattr(self, key).identity() for key in ("method", "update", "model")}
         for cosmetic in ("title", "paper"):
             tree["task"].pop(cosmetic)

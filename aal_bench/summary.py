@@ -15,25 +15,34 @@ from aal_bench.aal.attention import has_gate
 from aal_bench.adapters.network import loader_of
 from aal_bench.again.heads import has_class_gates
 from aal_bench.attacks.parameters import batches
+from aal_bench.attacks.search import arithmetic
+from aal_bench.audit import conduct, on_record
 from aal_bench.config import Normalisation, Run
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file
 from aal_bench.metrics import near_chance
 from aal_bench.progress import clock
-from aal_bench.resolve import stages_of
+from aal_bench.resolve import stages_run
 from aal_bench.run_folder import Job, RunFolder, checkpoint_block
 from aal_bench.schema import Adversarials, Flag, MaxViolation, Passes, StageRecord
+from aal_bench.training import overfitting
 
 if TYPE_CHECKING:
+    from aal_bench.audit.record import Audit
     from aal_bench.methods.base import Method
 
 
 def summarise(
-    job: Job, adapter: Any, method: Method, model: nn.Module, evidence: Any
+    job: Job,
+    adapter: Any,
+    method: Method,
+    model: nn.Module,
+    evidence: Any,
+    audit: Audit | None = None,
 ) -> results.Result:
     """Write ``result.json``, the figures and ``report.md``."""
     run, folder = job.run, job.folder
-    stages = stages_of(run)
+    stages = stages_run(run, model)
     record = folder.record
     path = folder / "model.safetensors"
     metrics = results.METRICS[run.task.family](evidence, stages)
@@ -49,14 +58,20 @@ def summarise(
         evidence=results.evidence_file(folder / "evidence.npz", evidence, adapter.fingerprint()),
         training=None if job.foreign is not None else _training_block(run, record),
         adversarials=_adversarials_block(folder, record["adversarials"]),
-        flags=[*_flags(metrics, run), *_notes(adapter, record)],
-        published={"footnote": _footnote(run)},
+        flags=[
+            *_flags(metrics, run),
+            *(on_record.flags(audit) if audit is not None else []),
+            *_overfitted(record),
+            *_notes(adapter, record),
+        ],
+        audit=None if audit is None else on_record.block(audit, folder / conduct.FILE),
+        published=_published(run, evidence, metrics),
     )
     results.write(folder / "result.json", result)
     figures = adapter.figures(method, model, folder.path)
     from aal_bench import report
 
-    write_text(folder / "report.md", report.markdown(result, run.task, figures))
+    write_text(folder / "report.md", report.markdown(result, run.task, figures, audit))
     return result
 
 
@@ -64,16 +79,20 @@ def stage_record(adapter: Any, name: str, evidence: Any, folder: RunFolder) -> S
     """What a stage did, from its evidence and the accounts kept while it ran."""
     stage, run = adapter.stage(name), adapter.run
     spent = folder.record["stages"].get(stage.name, {})
+    reduced = arithmetic(stage, run.device)
     common: dict[str, Any] = {
         "attack": stage.name,
         "implementation": stage.implementation,
-        "params": stage.params,
+        "params": stage.params | reduced,
         "seed": run.task.evaluation.seed,
         **batches(run.task, stage.sequential),
         "memory_format": adapter.memory_format(name),
         "wall_seconds": spent.get("seconds", 0.0),
         "max_violation": MaxViolation(**spent.get("violation", {"norm": 0.0, "box": 0.0})),
     }
+    if reduced:
+        common |= {"compiled": reduced["compile"]}
+        common |= {key: reduced[key] for key in ("dtype", "memory_format")}
     if run.task.detection is not None:
         return StageRecord(**common, **_passes(evidence, name))
     if stage.name == "clean":
@@ -156,6 +175,12 @@ def _adversarials_block(folder: RunFolder, count: int) -> Adversarials | None:
     return Adversarials(path=path.name, sha256=sha256_file(path), dtype="float32", count=count)
 
 
+def _published(run: Run, evidence: Any, metrics: Mapping[str, Any]) -> dict[str, str | None]:
+    external = results.lowered(run, evidence, metrics)
+    told = {"footnote": _footnote(run)}
+    return told if external is None else {**told, "external": external}
+
+
 def _footnote(run: Run) -> str | None:
     """What a reader of RobustBench's keys alone must not miss."""
     if run.smoke:
@@ -182,6 +207,25 @@ def _flags(metrics: Mapping[str, Any], run: Run) -> list[Flag]:
             value=measured,
             threshold=bound,
             note=f"Clean {told}: the model has not learnt the task.",
+        )
+    ]
+
+
+def _overfitted(record: Mapping[str, Any]) -> list[Flag]:
+    """What training saw of itself; unreliable where the weights that were attacked are so."""
+    found = (record.get("training") or {}).get("overfitting")
+    if found is None:
+        return []
+    recovered = found["recovered"]
+    weights = "the evaluated weights are not" if recovered else "the evaluated weights are"
+    return [
+        Flag(
+            code="catastrophic-overfitting",
+            severity="warning" if recovered else "unreliable",
+            value=overfitting.measured(found),
+            threshold=overfitting.CRITERION[found["rule"]],
+            note=f"Training collapsed at epoch {found['epoch']} ({overfitting.told(found)});"
+            f" {weights} collapsed.",
         )
     ]
 

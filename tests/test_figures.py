@@ -93,6 +93,22 @@ class TestTrainingCurves:
         figures.training_curves(epochs(1), tmp_path / "t.png")
         assert [text.get_text() for text in drawn[0].axes[1].texts] == ["no validation split"]
 
+    def test_what_training_watches_is_drawn_dashed_beside_the_validation(self, tmp_path, drawn):
+        seen = {"watch_clean": 0.9, "watch_fgsm": 0.8, "watch_pgd": 0.1}
+        figures.training_curves(epochs(2, val_clean=0.7, **seen), tmp_path / "t.png")
+        assert len(drawn[0].axes) == 3  # no panel for them as for a method's log
+        panel = drawn[0].axes[1]
+        shown = {str(line.get_label()): line for line in panel.lines}
+        assert {name: line.get_ydata().tolist() for name, line in shown.items()} == {
+            "clean": [70.0, 70.0],
+            "clean, training batch": [90.0, 90.0],
+            "FGSM, training batch": [80.0, 80.0],
+            "PGD-5, training batch": [10.0, 10.0],
+        }
+        styles = [line.get_linestyle() for line in panel.lines]
+        assert styles == ["-", "--", "--", "--"]
+        assert panel.get_legend() is not None
+
     def test_no_epoch_is_an_error_and_no_file(self, tmp_path):
         with pytest.raises(ValueError, match="no epochs"):
             figures.training_curves([], tmp_path / "t.png")

@@ -70,6 +70,8 @@ class Thresholds(NamedTuple):
     """20: images whose loss changes by less are left out and counted."""
     collapse: float = 0.25
     """21: accuracy under FGSM above that under PGD-10."""
+    collapsed: float = 0.5
+    """21: share of FGSM's survivors that PGD-10 leaves too, below which the gap is a collapse."""
     epoch_fall: float = 0.20
     """21: fall of PGD-5 accuracy on a fixed training batch between two epochs."""
     leak: float = 0.01

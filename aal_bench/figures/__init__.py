@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 LOSSES = {"cls": "classes", "loc": "boxes", "loss_cls": "classes", "loss_bbox": "boxes"}
 """Parts of a detector's loss, as methods that attack log them and as MMDetection does."""
 VALIDATED = {"val_clean": "clean", "val_pgd": "under PGD", "val_map": "mAP, clean"}
-BASIC = ("epoch", "step", "loss", "lr", "seconds", *VALIDATED, *LOSSES)
+WATCHED = {"watch_clean": "clean", "watch_fgsm": "FGSM", "watch_pgd": "PGD-5"}
+"""Accuracies on one fixed batch of training images, by which training watches itself."""
+BASIC = ("epoch", "step", "loss", "lr", "seconds", *VALIDATED, *WATCHED, *LOSSES)
 """Keys of a row of metrics.jsonl that have a panel of their own; any other is a method's log."""
 
 
@@ -34,11 +36,11 @@ class Curve(NamedTuple):
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> None:
-    """Loss, validation accuracy, learning rate and the method's own logs over the epochs.
+    """Loss, accuracies on the way, learning rate and the method's own logs over the epochs.
 
     Args:
         rows: of metrics.jsonl; ``val_clean`` and ``val_pgd``, or ``val_map``, in [0, 1], where
-            validated.
+            validated; ``watch_clean``, ``watch_fgsm`` and ``watch_pgd`` where training watched.
         path: PNG to write.
         title: printed above, e.g. task and method.
 
@@ -204,17 +206,35 @@ def _parts(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _validation(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was held out, solid; what training watches itself by, dashed."""
     detector = any(key in row for row in rows for key in ("val_map", *LOSSES))
     what = "mAP" if detector else "accuracy"
-    axes.set(title=f"Validation {what}", ylabel=f"{what} (%)", ylim=(0, 102))
-    drawn = [key for key in VALIDATED if any(row.get(key) is not None for row in rows)]
-    if not drawn:
+    drawn = [key for key in VALIDATED if _has(rows, key)]
+    watched = [key for key in WATCHED if _has(rows, key)]
+    title = "Accuracy after each epoch" if watched else f"Validation {what}"
+    axes.set(title=title, ylabel=f"{what} (%)", ylim=(0, 102))
+    if not (drawn or watched):
         axes.text(0.5, 0.5, "no validation split", ha="center", transform=axes.transAxes)
         return
     for key in drawn:
-        scaled = [{**row, key: 100 * row[key]} for row in rows if row.get(key) is not None]
-        _curve(axes, scaled, key, COLOURS[key == "val_pgd"], VALIDATED[key])
-    axes.legend(loc="lower right")
+        _curve(axes, _percent(rows, key), key, COLOURS[key == "val_pgd"], VALIDATED[key])
+    for key, colour in zip(WATCHED, COLOURS[5:2:-1], strict=True):
+        if key in watched:
+            label = f"{WATCHED[key]}, training batch"
+            _curve(axes, _percent(rows, key), key, colour, label)
+            axes.lines[-1].set(linestyle="--", linewidth=1, marker="")
+    if watched:  # in the panel five names would hide what collapsed
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize=8)
+    else:
+        axes.legend(loc="lower right")
+
+
+def _has(rows: Iterable[Mapping[str, Any]], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
+
+
+def _percent(rows: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [{**row, key: 100 * row[key]} for row in rows if row.get(key) is not None]
 
 
 def _maps(mask: ArrayLike) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ finite-loss check every `CHECK_EVERY` steps.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from aal_bench.errors import RunFailed, UserError
 from aal_bench.files import write_text
 from aal_bench.methods.base import Batch
 from aal_bench.progress import Task, track
-from aal_bench.training import checkpoint, record
+from aal_bench.training import checkpoint, overfitting, record
 from aal_bench.training.passes import counting_passes
 from aal_bench.training.schedule import learning_rate
 from aal_bench.training.step import Setting, Stepper
@@ -70,13 +71,19 @@ class Loop:
         self.counted = [0, 0, 0]
         """Images that went forward, that went backward, and that were trained on, so far."""
         self.sums = Sums(self.device)
+        self.watch: overfitting.Watch | None = None
+        # Elsewhere than in classification the objective gives no image's verdict.
+        classifies = setting.run.task.family == "classification"
+        if self.options.watch_every and setting.method.attacks and classifies:
+            self.watch = overfitting.Watch(setting, seed_of(self.run.seed, 0, 2))
 
     def fit(self) -> Trained:
         """Train to the end, or from the last checkpoint to the end.
 
         Raises:
             UserError: the folder's checkpoint is damaged or of another configuration.
-            RunFailed: the loss or the weights became NaN or infinite.
+            RunFailed: the loss or the weights became NaN or infinite, or the network collapsed and
+                ``train.stop_on_overfitting`` is set.
         """
         checkpoint.clear_leftovers(self.state_path)
         if self.state_path.exists():
@@ -120,6 +127,7 @@ class Loop:
         self.epoch += 1
         row = self._row()
         self._validate(row)
+        self._look(row)
         self.rows.append(row)
         self.sums = Sums(self.device)
         self._save()
@@ -177,6 +185,28 @@ class Loop:
         if self.best is None or reached > self.best[0]:
             self.best = (reached, self.stepper.weights())
 
+    # ---- overfitting -------------------------------------------------------------------------
+
+    def _look(self, row: dict[str, Any]) -> None:
+        """Say once that the network collapsed; the checkpoint stays that of the epoch before."""
+        watch = self.watch
+        if watch is None or not watch.due(self.epoch):
+            return
+        known = watch.found
+        row |= watch.look(self.stepper.evaluated, self.epoch)
+        if watch.found is None or known is not None:
+            return
+        seen = f"catastrophic overfitting at epoch {self.epoch}: {overfitting.told(watch.found)}"
+        if self.options.stop_on_overfitting:
+            self.rows.append(row)
+            self._write_metrics()
+            raise RunFailed(
+                f"{seen}; train with a smaller eps or with pgd, or set"
+                " train.stop_on_overfitting=false"
+            )
+        # Standard error: where it is a terminal, its progress bar lets the line pass above it.
+        print(f"warning: {seen}", file=sys.stderr, flush=True)
+
     # ---- divergence --------------------------------------------------------------------------
 
     def _stop_on_bad_loss(self) -> None:
@@ -213,6 +243,7 @@ class Loop:
             "rows": json.dumps(self.rows),
             "sums": self.sums.state_dict(),
             "counted": self.counted,
+            "watch": None if self.watch is None else self.watch.state_dict(),
             "rng": checkpoint.rng_state(self.device),
             **self.stepper.state_dict(),
         }
@@ -230,6 +261,8 @@ class Loop:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.rows, self.counted = json.loads(state["rows"]), state["counted"]
         self.sums.load_state_dict(state["sums"])
+        if self.watch is not None and state.get("watch") is not None:
+            self.watch.load_state_dict(state["watch"])
         checkpoint.set_rng_state(state["rng"], self.device)
         # The process may have been killed between the checkpoint and the metrics.
         self._write_metrics()
@@ -239,6 +272,8 @@ class Loop:
         write_text(self.setting.folder / "metrics.jsonl", lines)
 
     def _record(self) -> dict[str, Any]:
+        best = record.best_epoch(self.rows)
+        evaluated = best if self.options.select == "best" and best else self.epoch
         return {
             "epochs": self.options.epochs,
             "steps": self.steps,
@@ -246,6 +281,7 @@ class Loop:
             "seconds": round(self.seconds, 2),
             "peak_memory_bytes": record.peak_memory(self.device),
             "final": self.rows[-1],
-            "best_epoch": record.best_epoch(self.rows),
+            "best_epoch": best,
             "passes": self.passes,
+            "overfitting": None if self.watch is None else self.watch.record(evaluated),
         }

@@ -51,6 +51,20 @@ def test_the_same_gap_of_a_network_trained_without_attack_is_a_warning(
     assert (fgsm.verdict, fgsm.severity) == ("fail", None)
 
 
+def test_a_gap_beside_which_iterated_attacks_leave_half_is_a_warning(
+    subject: MakeSubject,
+) -> None:
+    x, y = grey()
+    # Sixty images stand against anything; forty against one step alone.
+    shifts = torch.where(torch.arange(100) < 60, 2.0, 0.1)[:, None, None, None] * EPS
+    made = subject(Mean(lambda d: hole(d) + 9 * (d > 0.9 * EPS)), x + shifts, y, classes=2)
+    bank = Bank(made, BUDGET)
+    found = catastrophic_overfitting(bank)
+    assert found.measured["fgsm"] - found.measured["pgd-10"] > 0.25
+    assert (found.verdict, found.severity) == ("fail", "warning")
+    assert "no collapse" in found.sentence
+
+
 def test_a_gap_that_few_images_carry_is_not_decided(subject: MakeSubject) -> None:
     x, y = grey(5)
     made = subject(Mean(hole), x + 0.1 * EPS, y, classes=2, step=EPS / 10)

@@ -15,8 +15,9 @@ from aal_bench.training.overfitting import told
 def catastrophic_overfitting(bank: Bank) -> Outcome:
     """21: FGSM is no harmless attack beside PGD, and training did not collapse.
 
-    A network that `standard` is known to have trained was never meant to stand: the gap between
-    FGSM and PGD, which such networks have too, is a warning there.
+    The gap alone is a warning where PGD-10 still leaves half of what FGSM leaves (training within a
+    mask does that), and where `standard` is known to have trained the network, which was never
+    meant to stand.
     """
     limits, n = bank.thresholds, bank.subject.size
     clean, answered = bank.correct(), bank.fgsm_correct()
@@ -34,12 +35,16 @@ def catastrophic_overfitting(bank: Bank) -> Outcome:
     if collapse:
         verdicts.append("fail")
         sentence += f"; {collapse}"
+    both = int((fgsm & pgd).sum())
+    held = both >= limits.collapsed * int(fgsm.sum())
     undefended = bank.subject.method == "standard" and bank.subject.claims.method_known
     severity: Severity | None = None
-    if undefended and gap == "fail" and above != "fail" and not collapse:
+    if (undefended or held) and gap == "fail" and above != "fail" and not collapse:
         severity = "warning"
         sentence += (
             "; the network was trained without attack, so none of this is claimed robustness"
+            if undefended
+            else "; no collapse, but what FGSM leaves is no robustness"
         )
     return Outcome(
         gravest(*verdicts),

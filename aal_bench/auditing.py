@@ -18,6 +18,7 @@ from aal_bench.errors import UserError
 from aal_bench.evaluate import Source, prepare
 from aal_bench.files import write_text
 from aal_bench.hashing import sha256_file
+from aal_bench.models.weights import describe
 from aal_bench.resolve import Request, device_of
 from aal_bench.run_folder import RunFolder
 from aal_bench.runner import load_adapter, rebuild
@@ -69,10 +70,17 @@ def audit(wanted: Wanted) -> Done:
 
 
 def _of_run(wanted: Wanted) -> Done:
-    typed = {"--task": wanted.task, "--normalise": wanted.normalise, "--set": wanted.settings}
+    typed = {
+        "--task": wanted.task,
+        "--normalise": wanted.normalise,
+        "--set": wanted.settings,
+        "--classes": wanted.classes,
+    }
     surplus = [name for name, value in typed.items() if value]
     if surplus:
         raise UserError(f"{wanted.target} says this itself: omit {' and '.join(surplus)}")
+    if wanted.out is not None:
+        raise UserError(f"--out: the audit of a run goes into its folder {wanted.target}: omit it")
     folder = RunFolder(wanted.target)
     run = run_of(folder, wanted)
     weights = folder / "model.safetensors"
@@ -109,7 +117,10 @@ def run_of(folder: RunFolder, wanted: Wanted | None = None) -> Run:
             file of the user's that was not named again.
     """
     if not (folder / "run.json").is_file():
-        raise UserError(f"{folder.path}: not the folder of a run (no run.json in it)")
+        raise UserError(
+            f"{folder.path}: not the folder of a run (no run.json in it); name the folder that"
+            " holds run.json, or a file of weights with --task"
+        )
     folder.record = folder.read()
     if folder.record["status"] != "success":
         raise UserError(
@@ -202,7 +213,7 @@ def _of_checkpoint(wanted: Wanted) -> Done:
         wanted.budget,
         out,
         foreign.sha256,
-        Told(method_known=foreign.described),
+        Told(method_known=foreign.described or wanted.method is not None),
         _beside(wanted, run),
         wanted.command,
     )
@@ -221,24 +232,64 @@ def _beside(wanted: Wanted, run: Run) -> Beside:
         baseline=network(wanted.baseline, "--baseline"),
         undefended=network(wanted.undefended, "--undefended"),
         surrogates=tuple(
-            (path.stem if path.is_file() else path.name, _network(path, run, wanted, "--surrogate"))
-            for path in wanted.surrogates
+            (name, _network(path, run, wanted, "--surrogate"))
+            for name, path in zip(names_of(wanted.surrogates), wanted.surrogates, strict=True)
         ),
     )
 
 
+def names_of(paths: tuple[Path, ...]) -> list[str]:
+    """A unique name for each network: the file's; where two share it its folder's too, or a number.
+
+    Raises:
+        UserError: one of them is given twice.
+    """
+    real = [path.resolve() for path in paths]
+    if twice := next((path for path in paths if real.count(path.resolve()) > 1), None):
+        raise UserError(f"--surrogate {twice}: is given twice: omit one")
+    names = [path.stem if path.is_file() else path.name for path in real]
+    names = [
+        f"{path.parent.name}-{name}" if names.count(name) > 1 else name
+        for path, name in zip(real, names, strict=True)
+    ]
+    return [
+        f"{name}-{names[:at].count(name) + 1}" if names.count(name) > 1 else name
+        for at, name in enumerate(names)
+    ]
+
+
 def _network(path: Path, run: Run, wanted: Wanted, option: str) -> nn.Module:
-    """Another network of the same task: a run's, or a file that describes itself."""
+    """Another network of the same task: a run's, a file that describes itself, or bare weights.
+
+    Bare weights are taken for the audited model's architecture, fed as that one is.
+    """
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{option} {path}: neither a run's folder with a model nor a file")
     task = wanted.task or run.task.name
     if wanted.task is None and task not in registry.task_files():
         raise UserError(f"{option}: the run's task file is not known here; audit the file instead")
-    _, foreign = prepare(
-        Request(task=task, device=run.device, classes=wanted.classes), Source(file, None, None)
-    )
+    request = Request(task=task, device=run.device, classes=wanted.classes)
+    if describe(file) is not None:
+        _, foreign = prepare(request, Source(file, None, None))
+        return foreign.model.to(run.device).eval().requires_grad_(False)
+    alike = request._replace(model=run.model.name)
+    try:
+        _, foreign = prepare(alike, Source(file, None, _normalise(run)))
+    except UserError as error:
+        raise UserError(
+            f"{option} {file}: does not describe itself, so it was taken for '{alike.model}' like"
+            f" the audited model: {error}"
+        ) from None
     return foreign.model.to(run.device).eval().requires_grad_(False)
+
+
+def _normalise(run: Run) -> str | None:
+    """The audited model's input layer as in ``--normalise``; None: a detector's config says."""
+    given = run.task.normalisation
+    if run.task.detection is not None:
+        return None
+    return "/".join(",".join(repr(value) for value in side) for side in (given.mean, given.std))
 
 
 def _path(text: str | None) -> Path | None:

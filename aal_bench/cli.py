@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from aal_bench import __version__, cli_leaderboard, method_facts, registry
+from aal_bench import __version__, cli_audit, cli_leaderboard, method_facts, registry
 from aal_bench.errors import RunFailed, UserError, did_you_mean, full_disk
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def main() -> None:
     \b
     aal-bench run digits --method aal-pgd       train, attack, report: minutes, offline
     aal-bench run cifar10 --method aal-pgd      the paper's main row
+    aal-bench audit RUN                         is the number real?
     aal-bench list methods                      what can be run
     aal-bench leaderboard                       the boards
     aal-bench doctor                            is everything installed?
@@ -124,6 +125,13 @@ def _shared(command: Any) -> Any:
             help="Override any key: train.lr=0.05, threat.eps=4/255, xi2=0.",
         ),
         click.option("--smoke", is_flag=True, help="Seconds, tiny limits: never a result."),
+        click.option(
+            "--audit",
+            type=click.Choice(["none", "quick", "full"]),
+            default="quick",
+            show_default=True,
+            help="Budget of the checks whether the number is real.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -306,6 +314,8 @@ def show_findings(findings: list[Finding]) -> None:
 
 
 for command in (
+    cli_audit.audit,
+    cli_audit.diagnose,
     cli_leaderboard.submit,
     cli_leaderboard.verify,
     cli_leaderboard.compare,

@@ -207,6 +207,24 @@ ATTACKS = {
     ),
     "fab-t": Row("aal_bench.attacks.autoattack:FABT", IMAGES, "AutoAttack 3/4: FAB, targets"),
     "square": Row("aal_bench.attacks.autoattack:Square", IMAGES, "AutoAttack 4/4: 5,000 queries"),
+    **{
+        f"bf16-{exact}": Row(
+            f"aal_bench.attacks.search:{name}",
+            CLASSIFICATION,
+            f"{exact}, searched in bfloat16; every success confirmed in float32",
+        )
+        for exact, name in {
+            "apgd-ce": "SearchedAPGDCE",
+            "apgd-t": "SearchedAPGDT",
+            "fab-t": "SearchedFABT",
+            "square": "SearchedSquare",
+        }.items()
+    },
+    "adaptive": Row(
+        "aal_bench.attacks.adaptive.stage:WorstCase",
+        CLASSIFICATION,
+        "after AutoAttack, on gates and heads that a network declares: no part of a protocol",
+    ),
 }
 
 MODELS = {
@@ -287,6 +305,11 @@ PROTOCOLS = {
         ("clean", "pgd-20", "apgd-ce", "apgd-t"),
         "development: AutoAttack's two gradient attacks; never ranked",
     ),
+    "searched": (
+        ("clean", "bf16-apgd-ce", "bf16-apgd-t", "bf16-fab-t", "bf16-square"),
+        "AutoAttack searched in bfloat16, its successes confirmed in float32; never ranked:"
+        " an upper bound that AutoAttack confirms",
+    ),
     "episodes": (("clean",), "few-shot: accuracy on clean queries, as the papers' tables"),
     "robust-episodes": (
         ("clean", "pgd-20", "apgd-ce", "apgd-t", "fab-t", "square"),
@@ -312,6 +335,10 @@ PROTOCOLS = {
     "smoke": (("clean", "fgsm", "pgd-2"), "seconds; proves that the parts run; never ranked"),
 }
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
+SEARCHED = ("bf16-apgd-ce", "bf16-apgd-t", "bf16-fab-t", "bf16-square")
+"""AutoAttack's four, searched in reduced precision: a suite of its own."""
+ADAPTIVE = "adaptive"
+"""The stage that follows a protocol with AutoAttack where a network declares a gate or heads."""
 EPISODIC = ("episodes", "robust-episodes")
 """Protocols of few-shot tasks, one of which has no attack."""
 DETECTING = ("detection", "detection-fast", "detection-clean")
@@ -359,6 +386,14 @@ def rows(kind: str) -> dict[str, Row]:
     """Every row of a table, ours before those of installed packages."""
     ours = TABLES[kind]
     return ours | {name: row for name, row in entry_points(kind).items() if name not in ours}
+
+
+def follows(stage: str) -> tuple[str, ...]:
+    """The attacks of its suite before `stage`: a sequential one sees only what these left."""
+    for suite in (AUTOATTACK, SEARCHED):
+        if stage in suite:
+            return suite[: suite.index(stage)]
+    return ()
 
 
 def method_row(name: str) -> Row:
@@ -460,6 +495,11 @@ def _listed(text: str) -> tuple[str, ...]:
     stages = tuple(text.split(","))
     for stage in stages:
         find("attack", stage)
+    if ADAPTIVE in stages:
+        raise UserError(
+            f"--protocol {text}: {ADAPTIVE} is no part of a protocol; it follows AutoAttack's four"
+            " by itself where a network declares a gate or heads"
+        )
     if stages[0] != "clean" or len(set(stages)) < max(len(stages), 2):
         raise UserError(
             f"--protocol {text}: a list begins with clean, and names each of its attacks once"

@@ -19,7 +19,7 @@ def test_the_names_of_the_issue_are_there():
     assert set(METHODS) <= set(registry.METHODS)
     assert set(MODELS) <= set(registry.MODELS)
     assert {"plain", "awp"} <= set(registry.UPDATES)
-    of_images = {"full", "paper", "again", "standard", "fast", "smoke"}
+    of_images = {"full", "paper", "again", "standard", "fast", "searched", "smoke"}
     detecting = {"detection", "detection-fast", "detection-clean"}
     assert of_images | {"episodes", "robust-episodes"} | detecting == set(registry.PROTOCOLS)
 

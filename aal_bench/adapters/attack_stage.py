@@ -17,7 +17,7 @@ from aal_bench.data.splits import Images, Split
 from aal_bench.errors import RunFailed, UserError
 from aal_bench.evidence import Evidence
 from aal_bench.progress import track
-from aal_bench.registry import AUTOATTACK
+from aal_bench.registry import follows
 from aal_bench.threat import TOLERANCE
 
 FAILURES = (
@@ -109,8 +109,10 @@ def _to_attack(stage: Stage, evidence: Evidence) -> np.ndarray:
     if isinstance(stage, Clean):
         return np.arange(len(evidence))
     standing = evidence.clean_correct()
-    if stage.sequential:
-        earlier = AUTOATTACK[: AUTOATTACK.index(stage.name)]
+    if stage.closing:
+        standing &= evidence.robust([name for name in evidence.stages if name != stage.name])
+    elif stage.sequential:
+        earlier = follows(stage.name)
         standing &= evidence.robust([name for name in earlier if name in evidence.stages])
     return np.flatnonzero(standing)
 

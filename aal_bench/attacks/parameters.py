@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
+from aal_bench.attacks.adaptive import budget as adaptive
 from aal_bench.config import Task
 from aal_bench.threat import format_fraction
 
@@ -22,6 +23,8 @@ EPISODE_PARTITION = {False: "clean-correct-of-one-episode", True: "survivors-of-
 """The same for few-shot: every episode has a classifier of its own, so it is a batch."""
 DETECTION_PARTITION = "all-in-index-order"
 """A detector's stages attack every image: none counts as correct or not."""
+SEARCH = {"dtype": "bfloat16", "memory_format": "channels_last", "compile": False}
+"""What an attack searches in whose successes are confirmed in float32, where it is fast."""
 DLR_CLASSES = 4
 """The targeted DLR loss divides by a difference of sorted logits that needs four of them."""
 
@@ -57,6 +60,8 @@ class Kind(NamedTuple):
     serves_l2: bool = False
     classes: int = 2
     """The fewest that it can attack."""
+    closing: bool = False
+    """True: no part of a protocol, but attacks what all stages of one left standing."""
 
 
 def targets(classes: int) -> int:
@@ -106,6 +111,12 @@ def sequential(stage: str) -> bool:
     """Whether the stage attacks only what AutoAttack's stages before it left standing."""
     kind, _ = _find(stage)
     return kind is not None and kind.sequential
+
+
+def closing(stage: str) -> bool:
+    """Whether the stage follows a protocol and attacks only what all of it left standing."""
+    kind, _ = _find(stage)
+    return kind is not None and kind.closing
 
 
 def budget(stage: str, params: Mapping[str, Any]) -> Budget | None:
@@ -253,6 +264,27 @@ def _square(asked: Question) -> dict[str, Any]:
     }
 
 
+def _searched(exact: str) -> Kind:
+    """One of AutoAttack's attacks on the network in bfloat16, confirmed in float32.
+
+    An image in doubt is attacked twice, and which is in doubt only the network tells.
+    """
+    row = KINDS[exact]
+    return row._replace(
+        parameters=lambda asked: {**row.parameters(asked), **SEARCH}, passes=_depends
+    )
+
+
+def _adaptive(asked: Question) -> dict[str, Any]:
+    setting = adaptive.Setting(asked.eps, asked.step, asked.classes)
+    return {**_eps(asked), **adaptive.of_stage(setting)}
+
+
+def _depends(_counts: _Counts) -> tuple[int, int]:
+    """What an image that stands costs, only the network tells."""
+    raise KeyError("passes")
+
+
 def _eps(asked: Question) -> dict[str, Any]:
     return {"eps": format_fraction(asked.eps)}
 
@@ -288,8 +320,10 @@ KINDS = {
         _fab_t, lambda n: (1 + n.targets * (2 * n.steps + 3), n.targets * n.steps)
     ),
     "square": _autoattack(_square, lambda n: (1 + n.queries + 2, 0)),
+    "adaptive": Kind("aal-bench", _adaptive, _depends, sequential=True, closing=True),
 }
 """Our attacks, by their names in the registry."""
+KINDS |= {f"bf16-{exact}": _searched(exact) for exact in ("apgd-ce", "apgd-t", "fab-t", "square")}
 
 
 def _find(stage: str) -> tuple[Kind | None, tuple[int, ...]]:

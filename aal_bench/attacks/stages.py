@@ -41,6 +41,8 @@ class Stage:
     package: ClassVar[str] = "torchattacks"
     sequential: ClassVar[bool] = False
     """True: attacks only what the stages of its suite before it left standing."""
+    closing: ClassVar[bool] = False
+    """True: attacks only what all earlier stages left standing."""
     serves_l2: ClassVar[bool] = False
 
     def __init_subclass__(cls, kind: str | None = None) -> None:
@@ -49,6 +51,7 @@ class Stage:
             row = KINDS[kind]
             cls.kind, cls.package = kind, row.package
             cls.sequential, cls.serves_l2 = row.sequential, row.serves_l2
+            cls.closing = row.closing
 
     def __init__(self, name: str, setting: Setting, *numbers: int) -> None:
         self.name, self.setting = name, setting

@@ -1,7 +1,7 @@
 """The adaptive attacks (T1-T8, U1-U5) as part of an audit, and their worst case.
 
-They are made for networks that declare a gate or auxiliary heads; every verdict is the plain
-network's.
+They are made for networks that declare a gate or auxiliary heads, and for those that draw numbers;
+every verdict is the plain network's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aal_bench.attacks.adaptive.eot import is_random
 from aal_bench.attacks.adaptive.gated import masked, masks_of
 from aal_bench.attacks.adaptive.worst import attacks_for
 from aal_bench.attacks.adaptive.worst import worst_case as attacked
-from aal_bench.audit.bank import BATCH, Bank, NoGradient
+from aal_bench.audit.bank import Bank, NoGradient
 from aal_bench.audit.outcome import share
 from aal_bench.audit.record import WorstCase
 from aal_bench.audit.subject import Part, Subject
@@ -33,10 +33,10 @@ FEW = 8
 def worst_case(bank: Bank) -> WorstCase | None:
     """Accuracy under every adaptive attack and under all together.
 
-    None where the network declares neither gate nor heads, or has no gradient to attack with
-    (check 12 says that).
+    None where the network declares neither gate nor heads and is not random, or has no gradient to
+    attack with (check 12 says that).
     """
-    if not declares(bank.subject.parts[0].model):
+    if not (declares(bank.subject.parts[0].model) or random(bank)):
         return None
     right = bank.correct()
     try:
@@ -55,6 +55,17 @@ def worst_case(bank: Bank) -> WorstCase | None:
         attacks={name: share(each) for name, each in stands.items()},
         diagnostic={f"T5-masked-{kind}": share(masked_correct(bank, kind)) for kind in kinds},
     )
+
+
+def random(bank: Bank) -> bool:
+    """Whether the network gives the same images other answers, so that EOT (T7) is called for."""
+    part = bank.subject.parts[0]
+
+    def ask() -> bool:
+        with bank.counting(part.model):
+            return is_random(part.model, part.x[:FEW])
+
+    return bank.once("random", ask)
 
 
 def tried(bank: Bank) -> dict[str, Tensor]:
@@ -107,8 +118,8 @@ def _tried(bank: Bank) -> dict[str, Tensor]:
     with exact_arithmetic():
         for part in bank.subject.parts:
             with counting_passes(part.model) as counted:
-                for first in range(0, len(part.y), BATCH):
-                    rows = slice(first, first + BATCH)
+                for first in range(0, len(part.y), bank.subject.batch_size):
+                    rows = slice(first, first + bank.subject.batch_size)
                     batch = _on(
                         bank.subject, bank.budget.name, part.model, part.x[rows], part.y[rows]
                     )
@@ -123,4 +134,8 @@ def _on(subject: Subject, size: str, model: nn.Module, x: Tensor, y: Tensor) -> 
     attacks = attacks_for(model, setting_of(subject), budget, subject.surrogates, x[:FEW])
     samples = budget.samples if is_random(model, x[:FEW]) else 1
     worst = attacked(model, x, y, attacks, every=True, samples=samples, seed=subject.seed)
-    return dict(zip(worst.names, (~worst.fooled).cpu(), strict=True))
+    found: dict[str, Tensor] = {}
+    for name, stands in zip(worst.names, (~worst.fooled).cpu(), strict=True):
+        # Surrogates of one name are one attack with several tries.
+        found[name] = found[name] & stands if name in found else stands
+    return found

@@ -14,16 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aal_bench.adapters.attack_stage import FAILURES
+from aal_bench.aal.gradients import surfacing_sign
 from aal_bench.attacks.linf import attacking, input_gradient, uniform_start
 from aal_bench.audit.accounts import Accounts, NoGradient
 from aal_bench.audit.subject import Part, Subject
 from aal_bench.audit.table import THRESHOLDS, Budget, Thresholds
 
+BROKEN = (RuntimeError, NotImplementedError)
+"""What autograd raises where it cannot differentiate."""
+BROKEN_CHAIN = (
+    "does not require grad",
+    "not have been used in the graph",
+    "derivative for",
+    "is not differentiable",
+    "backward through the graph a second time",
+    "modified by an inplace operation",
+    "is a view and is being modified inplace",
+    "Inference tensors",
+)
+"""By which words such an error is told from any other."""
 Loss = Literal["ce", "margin", "dlr"]
 """What an attack maximises: cross-entropy; max_{k != y} z_k - z_y; the latter, scale-free."""
-BATCH = 256
-"""Images at once through a network."""
 
 
 class Trajectory(NamedTuple):
@@ -37,6 +48,8 @@ class Trajectory(NamedTuple):
     """(N, 3, H, W): the last iterate."""
     first: Tensor
     """(N, 3, H, W): the first iterate that fools the model; the last where none does."""
+    finite: Tensor
+    """(N,) bool: logits and gradients were finite all the way; where not, the image has fallen."""
 
     @property
     def stands(self) -> Tensor:
@@ -78,7 +91,7 @@ class Bank(Accounts):
 
     def correct(self) -> Tensor:
         """(N,) whether the image itself is classified correctly."""
-        return self.clean().argmax(1) == self.y
+        return classes_of(self.clean()) == self.y
 
     def gradient(self, loss: Loss = "ce") -> Tensor:
         """Gradient (N,3,H,W) of the loss at x.
@@ -90,8 +103,8 @@ class Bank(Accounts):
 
     def fgsm(self) -> Tensor:
         """FGSM's images (N,3,H,W): x + eps sign(gradient), in the box."""
-        moved = self.x + self.subject.eps * self.gradient("ce").sign()
-        return moved.clamp(0, 1)
+        g = self.gradient("ce")
+        return (self.x + self.subject.eps * surfacing_sign(g)).clamp(0, 1)
 
     def fgsm_correct(self) -> Tensor:
         """(N,) correct after FGSM."""
@@ -112,14 +125,19 @@ class Bank(Accounts):
     def long_pgd(self) -> Trajectory:
         """PGD of the budget's `long_steps`, one start; the budget must have some."""
         subject, steps = self.subject, self.budget.long_steps
-        return self.once("pgd long", lambda: self.run_pgd(subject.eps, subject.step, steps, "ce"))
+        return self.once(
+            "pgd long", lambda: self.run_pgd(subject.eps, subject.step, steps, keep=False)
+        )
+
+    def step_at(self, eps: float) -> float:
+        """Step of PGD at another eps: eps/10, but the task's at least, and never above eps."""
+        return min(eps, max(eps / 10, self.subject.step))
 
     def pgd_at(self, eps: float, steps: int, loss: Loss = "ce") -> Trajectory:
-        """PGD at another eps, its step eps/10 but the task's at least (never above eps)."""
-        step = min(eps, max(eps / 10, self.subject.step))
+        """PGD at another eps; its images are not kept, only what became of them."""
         return self.once(
             f"pgd {loss} eps {255 * eps:g}/255 steps {steps}",
-            lambda: self.run_pgd(eps, step, steps, loss),
+            lambda: self.run_pgd(eps, self.step_at(eps), steps, loss, keep=False),
         )
 
     def starts(self) -> list[Trajectory]:
@@ -157,8 +175,8 @@ class Bank(Accounts):
         return self.mapped(ask, x)
 
     def predictions(self, x: Tensor) -> Tensor:
-        """Predicted classes (N,)."""
-        return self.logits(x).argmax(1)
+        """Predicted classes (N,); -1 where the logits are not finite."""
+        return classes_of(self.logits(x))
 
     def losses(self, x: Tensor, loss: Loss = "ce") -> Tensor:
         """Loss (N,) at `x`."""
@@ -177,19 +195,34 @@ class Bank(Accounts):
         return self.mapped(ask, x, y)
 
     def run_pgd(
-        self, eps: float, step: float, steps: int, loss: Loss = "ce", restart: int = 0
+        self,
+        eps: float,
+        step: float,
+        steps: int,
+        loss: Loss = "ce",
+        restart: int = 0,
+        keep: bool = True,
     ) -> Trajectory:
-        """Signed-gradient ascent in the ball and the box from a uniform start, every iterate kept.
+        """Signed-gradient ascent in the ball and the box from a uniform start.
 
         One forward and one backward for each step, and one forward for the last iterate.
+
+        Args:
+            eps: budget in pixel units.
+            step: step size.
+            steps: iterations.
+            loss: what is maximised.
+            restart: number of the start; each has a seed of its own.
+            keep: the images themselves; else `x_adv` and `first` are empty (0,).
         """
         seed = self.subject.seed + 1000 * restart
 
         def ask(part: Part, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-            return _pgd(part.model, x, y, eps, step, steps, loss, seed)
+            run = _pgd(part.model, x, y, eps, step, steps, loss, seed)
+            return run if keep else (*run[:3], x.new_zeros(0), x.new_zeros(0))
 
-        loss_, correct, x_adv, first = self._parted(ask, self.x, self.y)
-        return Trajectory(loss_.T, correct.T, x_adv, first)
+        loss_, correct, finite, x_adv, first = self._parted(ask, self.x, self.y)
+        return Trajectory(loss_.T, correct.T, x_adv, first, finite)
 
     def mapped(
         self, ask: Callable[[Part, Tensor, Tensor], Tensor], x: Tensor, y: Tensor | None = None
@@ -203,8 +236,9 @@ class Bank(Accounts):
         found: list[tuple[Tensor, ...]] = []
         at = 0
         for part in self.subject.parts:
-            for first in range(at, at + len(part.y), BATCH):
-                rows = slice(first, min(first + BATCH, at + len(part.y)))
+            batch = self.subject.batch_size
+            for first in range(at, at + len(part.y), batch):
+                rows = slice(first, min(first + batch, at + len(part.y)))
                 device = part.x.device
                 with self.counting(part.model):
                     answer = ask(part, x[rows].to(device), y[rows].to(device))
@@ -238,8 +272,24 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     try:
         with attacking(model, bn="eval"):
             return input_gradient(lambda x_: loss_of(model(x_), y, loss).sum(), x)
-    except FAILURES as error:
-        reason = str(error).partition("\n")[0]
+    except BROKEN as error:
+        raise_if_broken(error)
+        raise
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """Predicted classes (N,) of logits (N,K); -1, which is never right, where one is not finite."""
+    return logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1)
+
+
+def raise_if_broken(error: Exception) -> None:
+    """Raise `NoGradient` where `error` says that autograd's chain is broken.
+
+    Whatever else a model raises while it is attacked is an error of its own, never a reason to
+    leave a verdict open.
+    """
+    reason = str(error).partition("\n")[0]
+    if any(sign in str(error) for sign in BROKEN_CHAIN):
         raise NoGradient(f"{type(error).__name__}: {reason}") from error
 
 
@@ -253,12 +303,12 @@ def _pgd(
     loss: Loss,
     seed: int,
 ) -> tuple[Tensor, ...]:
-    """Losses (B,S+1), correct (B,S+1), last iterate, first fooling iterate."""
+    """Losses (B,S+1), correct (B,S+1), finite (B,), last iterate, first fooling iterate."""
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         x_adv = uniform_start(x, eps)
     losses, correct, first = [], [], x_adv
-    fooled = torch.zeros_like(y, dtype=torch.bool)
+    fooled, finite = torch.zeros_like(y, dtype=torch.bool), torch.ones_like(y, dtype=torch.bool)
     try:
         with attacking(model, bn="eval"):
             for number in range(steps + 1):
@@ -266,16 +316,20 @@ def _pgd(
                 with torch.set_grad_enabled(number < steps):
                     logits = model(x_adv).float()
                     each = loss_of(logits, y, loss)
-                right = logits.detach().argmax(1) == y
+                finite &= logits.detach().isfinite().all(1)
+                right = (logits.detach().argmax(1) == y) & finite
                 first = torch.where((~fooled)[:, None, None, None], x_adv.detach(), first)
                 fooled |= ~right
                 losses.append(each.detach())
                 correct.append(right)
                 if number < steps:
                     (g,) = torch.autograd.grad(each.sum(), x_adv)
+                    # An image that cannot be attacked further counts as fallen, and stays put.
+                    finite &= g.isfinite().flatten(1).all(1)
+                    g = torch.where(finite[:, None, None, None], g, 0)
                     moved = x_adv.detach() + step * g.sign()
                     x_adv = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
-    except FAILURES as error:
-        reason = str(error).partition("\n")[0]
-        raise NoGradient(f"{type(error).__name__}: {reason}") from error
-    return torch.stack(losses, 1), torch.stack(correct, 1), x_adv.detach(), first
+    except BROKEN as error:
+        raise_if_broken(error)
+        raise
+    return torch.stack(losses, 1), torch.stack(correct, 1), finite, x_adv.detach(), first

@@ -7,14 +7,19 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from aal_bench import environment
 from aal_bench.adapters.attack_stage import FAILURES
-from aal_bench.audit import of_run
+from aal_bench.adapters.pictures import identity
+from aal_bench.audit import of_episodes, of_run
+from aal_bench.audit.adaptive import worst_case
+from aal_bench.audit.bank import Bank
+from aal_bench.audit.examine import examine
 from aal_bench.audit.of_run import ALONE, NOTHING_TOLD, Beside, Told
+from aal_bench.audit.pictures import draw
 from aal_bench.audit.record import Audit, Cost, Examined, WorstCase
 from aal_bench.audit.table import Budget
 from aal_bench.config import parse
@@ -54,9 +59,9 @@ def conduct(
     if run.task.threat.norm != "Linf":
         raise UserError(f"the audit's attacks are Linf; task {run.task.name} is {run.task.threat}")
     model = model.to(run.device).eval().requires_grad_(False)
-    examined, worst, figures = _examined(adapter, model, budget, folder, told, beside)
+    done = _examined(adapter, model, budget, told, beside)
     audit = Audit(
-        **examined.model_dump(),
+        **done.examined.model_dump(),
         subject={
             "task": run.task.id,
             "threat": str(run.task.threat),
@@ -68,46 +73,47 @@ def conduct(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=list(command),
         environment=parse(Environment, environment.describe(), "environment"),
-        worst_case=worst,
-        figures=figures,
+        worst_case=done.worst,
     )
+    # Before the figures: whatever befalls them, the verdict is there.
+    write_text(folder / FILE, dumps(audit))
+    if done.bank is None:
+        return audit
+    began = time.perf_counter()
+    figures = draw(done.bank, folder, identity(run), done.worst, run.task.attack.steps)
+    # Anew: the worst case and the loss surface sent images through the network as well.
+    seconds = audit.cost.seconds + time.perf_counter() - began
+    cost = Cost.of(done.bank.spent, done.bank.naive(), seconds)
+    audit = audit.model_copy(update={"figures": figures, "cost": cost})
     write_text(folder / FILE, dumps(audit))
     return audit
 
 
-def _examined(
-    adapter: Any, model: nn.Module, budget: Budget, folder: Path, told: Told, beside: Beside
-) -> tuple[Examined, WorstCase | None, list[str]]:
-    if adapter.run.task.family == "detection":
+class _Done(NamedTuple):
+    examined: Examined
+    worst: WorstCase | None = None
+    bank: Bank | None = None
+    """With everything that was made on the way; None for a detector, of which nothing is drawn."""
+
+
+def _examined(adapter: Any, model: nn.Module, budget: Budget, told: Told, beside: Beside) -> _Done:
+    family = adapter.run.task.family
+    if family == "detection":
         from aal_bench.audit.detection.examine import examine_detector
         from aal_bench.audit.detection.subject import subject_of as detector_of
 
-        return examine_detector(detector_of(adapter, model, budget, told, beside), budget), None, []
-    from aal_bench.adapters.pictures import identity
-    from aal_bench.audit.adaptive import worst_case
-    from aal_bench.audit.examine import examine
-    from aal_bench.audit.pictures import draw
-
-    if adapter.run.task.family == "fewshot":
-        from aal_bench.audit.of_episodes import subject_of
-
-        subject = subject_of(adapter, model, budget, told, beside)
-    else:
-        subject = of_run.subject_of(adapter, model, budget, told, beside)
+        return _Done(examine_detector(detector_of(adapter, model, budget, told, beside), budget))
+    make = of_episodes.subject_of if family == "fewshot" else of_run.subject_of
     began = time.perf_counter()
-    examined, bank = examine(subject, budget)
+    examined, bank = examine(make(adapter, model, budget, told, beside), budget)
     try:
         worst = worst_case(bank)
     except FAILURES as error:
         reason = str(error).partition("\n")[0]
-        raise RunFailed(
-            f"audit: an adaptive attack raised {type(error).__name__}: {reason}"
-        ) from error
-    steps = adapter.run.task.attack.steps
-    figures = draw(bank, folder, identity(adapter.run), worst, steps)
-    # Anew: the worst case and the loss surface sent images through the network as well.
-    cost = Cost.of(bank.spent, bank.naive(), time.perf_counter() - began)
-    return examined.model_copy(update={"cost": cost}), worst, figures
+        told_ = f"audit: an adaptive attack raised {type(error).__name__}: {reason}"
+        raise RunFailed(told_) from error
+    cost = examined.cost.model_copy(update={"seconds": round(time.perf_counter() - began, 2)})
+    return _Done(examined.model_copy(update={"cost": cost}), worst, bank)
 
 
 def dumps(audit: Audit) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from aal_bench.audit.reasons import why_not
 from aal_bench.audit.record import Cost, Examined, Finding
 from aal_bench.audit.subject import Subject
 from aal_bench.audit.table import CHECKS, THRESHOLDS, Budget, Check, Thresholds
+from aal_bench.errors import RunFailed
 from aal_bench.progress import track
 
 Shared = TypeVar("Shared", bound=Accounts)
@@ -108,11 +110,27 @@ def one(bank: Shared, check: Check, checker: Callable[[Shared], Outcome]) -> Out
     with bank.charging(check.number), torch.random.fork_rng(devices=devices):
         torch.manual_seed(bank.seed)
         try:
-            return checker(bank)
+            return finite(checker(bank))
         except NoGradient as error:
             return Outcome(
                 "not decided", f"The model has no gradient to attack with (check 12): {error}."
             )
         except FAILURES as error:
             reason = str(error).partition("\n")[0]
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
+                raise RunFailed(
+                    f"audit: out of memory in check {check.number}: take --quick, or lower"
+                    " evaluation.batch_size"
+                ) from error
             return Outcome("fail", f"The check itself raised {type(error).__name__}: {reason}.")
+
+
+def finite(outcome: Outcome) -> Outcome:
+    """`outcome`, failed where a figure behind a pass is NaN or infinite: comparisons hide those."""
+    figures = [*outcome.measured.values(), outcome.value]
+    odd = [one for one in figures if isinstance(one, float) and not isfinite(one)]
+    if not odd or outcome.verdict != "pass":
+        return outcome
+    return outcome._replace(
+        verdict="fail", sentence=f"{outcome.sentence} A figure behind it is not finite."
+    )

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-_NAME = re.compile(r"_*(y|ys|y_true|gt|truth|ground_truth)|.*(label|target).*", re.IGNORECASE)
+_NAME = re.compile(
+    r"_*(y|ys|y_true|gt|.*truth|class(es)?|class_ids?)|.*(label|target).*", re.IGNORECASE
+)
 _SINGLE = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -31,8 +33,9 @@ class WayIn(NamedTuple):
 def ways_in(model: nn.Module) -> Iterator[WayIn]:
     """Arguments and attributes of `model` and its parts that may take the labels of a batch.
 
-    Arguments by their names (of the network itself the second one whatever its name); attributes by
-    their names, where they are empty: what is full may be a support set's, which a head needs.
+    Arguments by their names, and of the network itself the second one whatever its name; never one
+    whose default is a number, a flag or a word, which is a setting. Attributes by their names,
+    where they are empty: what is full may be a support set's, which a head needs.
     """
     for path, module in model.named_modules():
         where = f"'{path}'" if path else "the network"
@@ -50,7 +53,9 @@ def _arguments(module: nn.Module, outermost: bool) -> list[str]:
     return [
         each.name
         for number, each in enumerate(parameters)
-        if each.kind in _SINGLE and (_NAME.fullmatch(each.name) or (outermost and number == 0))
+        if each.kind in _SINGLE
+        and (each.default is None or each.default is inspect.Parameter.empty)
+        and (_NAME.fullmatch(each.name) or (outermost and number == 0))
     ]
 
 
@@ -93,6 +98,20 @@ def _attribute_giver(
             setattr(module, name, before)
 
     return giving
+
+
+def unlike_anything(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """`x` (B,3,H,W) and `y` (B,), the first repeated until labels fit nothing but a batch.
+
+    As many labels as there are classes, channels or pixels in a row would pass for weights of
+    classes or for a mask, and one for a number; what they change then is no use of labels.
+    """
+    alike = {1, classes, *x.shape[1:]}
+    size = len(y)
+    while size in alike:
+        size += 1
+    rows = torch.arange(size, device=x.device) % max(len(y), 1)
+    return (x, y) if size == len(y) else (x[rows], y[rows])
 
 
 def other_labels(y: Tensor, classes: int) -> Tensor:

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aal_bench.adapters.attack_stage import FAILURES
 from aal_bench.audit.subject import Claim, Claims, Part, Subject
 from aal_bench.audit.table import Budget
 from aal_bench.config import Run
 from aal_bench.data.subset import some
+from aal_bench.errors import UserError
 
+MOST_AT_ONCE = 256
+"""Images in a batch: a task whose images are large asks for fewer."""
 MOST = 1000
 """Images of a budget that names no number."""
 
@@ -64,6 +68,7 @@ def subject_of(
         torch.from_numpy(rows), len(rows), augment="none", pad=0, seed=0, device=device
     )
     batch = next(iter(images))
+    answers(model, batch.x[:2], run.task.ways)
     return Subject(
         parts=(Part(model, batch.x.contiguous(), batch.y, rows),),
         network=model,
@@ -73,12 +78,35 @@ def subject_of(
     )
 
 
+def answers(model: nn.Module, x: Tensor, classes: int) -> None:
+    """Refuse a network that does not give one logit for each class.
+
+    Raises:
+        UserError: its forward raises on `x` (B,3,H,W), or what it returns is no (B, classes).
+    """
+    try:
+        with torch.no_grad():
+            found = model(x)
+    except FAILURES as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the model's forward raises on {len(x)} images of {tuple(x.shape[1:])}:"
+            f" {type(error).__name__}: {reason}"
+        ) from None
+    if not isinstance(found, Tensor) or found.shape != (len(x), classes):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"the model returns {got} for {len(x)} images, not logits {(len(x), classes)}"
+        )
+
+
 def common(run: Run, beside: Beside = ALONE) -> dict[str, Any]:
     """The fields of a `Subject` that do not depend on the family."""
     return {
         "threat": run.task.threat,
         "step": float(run.task.attack.step),
         "classes": run.task.ways,
+        "batch_size": min(MOST_AT_ONCE, run.task.evaluation.batch_size),
         "seed": run.task.evaluation.seed,
         "task": run.task.name,
         "family": run.task.family,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Literal
 
 from pydantic import Field, computed_field
@@ -47,12 +48,19 @@ class Finding(Block):
             verdict=outcome.verdict,
             severity=outcome.severity or check.severity,
             rule=check.rule,
-            value=outcome.value,
-            threshold=outcome.threshold,
+            value=_spelt(outcome.value),
+            threshold=_spelt(outcome.threshold),
             sentence=outcome.sentence,
             source=check.source,
-            measured=dict(outcome.measured),
+            measured={key: one for key, one in outcome.measured.items() if isfinite(one)},
         )
+
+
+def _spelt(figure: float | str | None) -> float | str | None:
+    """`figure`; in words where JSON has no number for it."""
+    return (
+        f"not finite ({figure})" if isinstance(figure, float) and not isfinite(figure) else figure
+    )
 
 
 class Cost(Block):
@@ -134,7 +142,7 @@ class Audit(Examined):
     environment: Environment
     """What it was measured with."""
     worst_case: WorstCase | None = None
-    """Of models that declare a gate or heads; null for others."""
+    """Of models that declare a gate or heads, or are random; null for others."""
     figures: list[str] = Field(default_factory=list)
     """Files beside it."""
 

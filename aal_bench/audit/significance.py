@@ -40,6 +40,9 @@ def exceeds(count: int, n: int, tolerated: float) -> bool:
 def judge_difference(against: int, n_for: int, n: int, limit: float) -> Judged:
     """Judge ``(against - n_for) / n > limit`` on `n` images that both saw.
 
+    Not decided: beyond the limit by too few images to be significant, or too few images at all. A
+    difference of one or two images is no finding either way, and passes.
+
     Args:
         against: images that speak against the model: the stronger attack failed, the weaker not.
         n_for: images the other way round.
@@ -48,12 +51,15 @@ def judge_difference(against: int, n_for: int, n: int, limit: float) -> Judged:
     """
     if not paired(n, 0):  # not even all of them would be significant
         return "not decided"
-    beyond = (against - n_for) / n > limit
-    return "fail" if beyond and paired(against, n_for) else "pass"
+    if (against - n_for) / n <= limit or against - n_for < LEAST:
+        return "pass"
+    return "fail" if paired(against, n_for) else "not decided"
 
 
 def judge_share(count: int, n: int, limit: float) -> Judged:
     """Judge ``count / n > limit``, where nothing but an image against the model is counted."""
     if not exceeds(n, n, limit):
         return "not decided"
-    return "fail" if count / n > limit and exceeds(count, n, limit) else "pass"
+    if count / n <= limit or count < LEAST:
+        return "pass"
+    return "fail" if exceeds(count, n, limit) else "not decided"

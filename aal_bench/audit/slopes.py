@@ -48,7 +48,17 @@ def slopes_of(bank: Bank, part: Part) -> Slopes:
     Raises:
         NoGradient: the model cannot be differentiated.
     """
-    model, x, y = in_float64(bank, part)
+    model, part = in_float64(bank, part)
+    size = bank.subject.batch_size
+    found = [
+        _slopes(bank, model, x, y)
+        for x, y in zip(part.x.split(size), part.y.split(size), strict=True)
+    ]
+    return Slopes(*(torch.cat(each) for each in zip(*found, strict=True)))
+
+
+def _slopes(bank: Bank, model: nn.Module, x: Tensor, y: Tensor) -> Slopes:
+    """Slopes of one batch."""
     noise = torch.empty_like(x).uniform_(-1, 1) / 255
     x = (x + noise).clamp(INSET, 1 - INSET)
 
@@ -73,14 +83,14 @@ def slopes_of(bank: Bank, part: Part) -> Slopes:
     return Slopes(claimed.cpu(), near.cpu(), far.cpu())
 
 
-def in_float64(bank: Bank, part: Part) -> tuple[nn.Module, Tensor, Tensor]:
-    """A float64 copy of the part's model with its images, or both as they are."""
+def in_float64(bank: Bank, part: Part) -> tuple[nn.Module, Part]:
+    """A float64 copy of the part's model and the part's images for it, or both as they are."""
     try:
         model = copy.deepcopy(part.model).double().eval()
         with bank.counting(model), torch.no_grad():
             answer = model(part.x[:1].double())
     except FAILURES:
-        return part.model, part.x, part.y
+        return part.model, part
     if answer.dtype != torch.float64:
-        return part.model, part.x, part.y
-    return model, part.x.double(), part.y
+        return part.model, part
+    return model, part._replace(x=part.x.double())

@@ -73,6 +73,8 @@ class Subject:
     step: float
     """The task's step of multi-step attacks, in pixel units."""
     classes: int
+    batch_size: int = 256
+    """Images at once through a network."""
     seed: int = 0
     task: str = ""
     family: str = "classification"

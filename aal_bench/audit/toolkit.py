@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aal_bench.attacks.linf import attacking
-from aal_bench.audit.bank import BATCH, Bank
+from aal_bench.audit.bank import Bank
 from aal_bench.audit.subject import Part
 
 Attack = Callable[[Part, Tensor, Tensor], Tensor]
@@ -55,7 +55,7 @@ def _left_by(bank: Bank, attack: Attack, standing: Tensor) -> Tensor:
     left, at = standing.clone(), 0
     for part in bank.subject.parts:
         own = standing[at : at + len(part.y)].nonzero()[:, 0]
-        for rows in own.split(BATCH):
+        for rows in own.split(bank.subject.batch_size):
             x, y = part.x[rows.to(part.x.device)], part.y[rows.to(part.x.device)]
             with (
                 bank.counting(part.model),

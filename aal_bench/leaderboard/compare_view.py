@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aal_bench.evidence import Evidence
 from aal_bench.grid import plain
 from aal_bench.leaderboard.paired import ALPHA
-from aal_bench.registry import AUTOATTACK
+from aal_bench.registry import AUTOATTACK, SEARCHED
 
 if TYPE_CHECKING:
     from aal_bench.leaderboard.compare import Comparison, Line, Side
@@ -115,7 +115,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     shares = (f"{100 * share:.2f} %" for share in (line.a, line.b))
     pair = line.pair
     return (
-        plain(line.verdict) + " (cumulative)" * (line.verdict in AUTOATTACK),
+        plain(line.verdict) + " (cumulative)" * (line.verdict in (*AUTOATTACK, *SEARCHED)),
         *shares,
         f"{pair.only_a}",
         f"{pair.only_b}",

@@ -134,8 +134,10 @@ def _torch(path: Path) -> Any:
             " the model's state_dict() with torch.save or as safetensors"
         ) from None
     except (OSError, *DAMAGED) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: damaged, or not a checkpoint: {reason[:160]}") from None
+        reason = str(error).partition("\n")[0]
+        # Some of these say no more than the byte that they stumbled over.
+        said = f"{type(error).__name__}: {reason[:160]}" if " " in reason else type(error).__name__
+        raise UserError(f"{path}: damaged, or not a checkpoint of torch ({said})") from None
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:

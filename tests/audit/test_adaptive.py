@@ -9,6 +9,7 @@ from aal_bench.aal.attention import SpatialGate
 from aal_bench.audit.adaptive import openings, tried, worst_case
 from aal_bench.audit.bank import Bank
 from aal_bench.audit.table import QUICK
+from tests.audit.models import Stochastic, some_digits, trained
 
 SMALL = QUICK._replace(steps=20, restarts=1)
 N, EPS = 40, 8 / 255
@@ -105,6 +106,26 @@ def test_surrogates_are_among_the_attacks(bank):
 
 def test_a_network_that_declares_nothing_has_no_adaptive_worst_case(bank):
     assert worst_case(bank(nn.Identity())) is None
+
+
+def test_a_random_network_is_attacked_by_eot_although_it_declares_nothing(subject):
+    x, y = some_digits(16)
+    made = Bank(subject(Stochastic(base=trained()), x, y, eps="32/255", classes=10), SMALL)
+    found = worst_case(made)
+    assert found is not None
+    assert {"T1-full-ce", "T7-eot-ce", "T7-eot-margin", "T7-eot-apgd-ce"} <= set(found.attacks)
+    assert found.robust <= min(found.usual, *found.attacks.values())
+    assert found.attacks["T7-eot-ce"] < found.clean
+
+
+def test_surrogates_of_one_name_are_all_tried(bank):
+    weak = Gated(SpatialGate()).eval()
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval()
+    nn.init.zeros_(constant[1].weight)
+    for pair in ((weak, constant), (constant, weak)):
+        made = bank(SpatialGate(), surrogates=tuple(("twin", each) for each in pair))
+        found = tried(made)["T8-twin-pgd"]
+        assert found.double().mean() == pytest.approx(standing(EPS).mean())
 
 
 def test_nor_has_a_gated_one_without_a_gradient(bank):

@@ -39,7 +39,7 @@ def test_pgd_of_a_linear_model_ends_at_its_worst_case(bank: Bank) -> None:
 
 
 def test_every_point_of_pgd_stays_in_ball_and_box(bank: Bank) -> None:
-    for run in (*bank.starts(), bank.pgd_at(64 / 255, 5), bank.pgd_at(1.0, 5)):
+    for run in (*bank.starts(), bank.run_pgd(64 / 255, 0.1, 5), bank.run_pgd(1.0, 0.1, 5)):
         assert float(run.x_adv.min()) >= 0
         assert float(run.x_adv.max()) <= 1
     eps = bank.subject.eps

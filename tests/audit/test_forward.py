@@ -209,6 +209,32 @@ def test_a_second_argument_of_any_name_is_tried(ask: Ask) -> None:
     assert ask(forward.no_label_at_test, Disguised(base=trained())).verdict == "fail"
 
 
+def test_a_setting_is_given_no_labels(ask: Ask) -> None:
+    class Tempered(Around):
+        def forward(self, x: Tensor, temperature: float = 1.0, hard: bool = False) -> Tensor:
+            return self.base(x) * (1 - 2 * hard) / temperature
+
+    found = ask(forward.no_label_at_test, Tempered(base=trained()))
+    assert found.verdict == "pass"
+    assert found.measured["tried"] == 0
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_as_many_labels_as_classes_are_not_taken_for_weights_of_classes(
+    count: int, subject: MakeSubject
+) -> None:
+    class Weighted(Around):
+        def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+            z = self.base(x)
+            return z if bias is None else z + 10 * bias
+
+    made = subject(Weighted(base=trained()), *some_digits(count), classes=10)
+    assert forward.no_label_at_test(Bank(made, QUICK)).verdict == "pass"
+    # One that means labels is found out all the same.
+    made = subject(LabelDependent(base=trained()), *some_digits(count), classes=10)
+    assert forward.no_label_at_test(Bank(made, QUICK)).verdict == "fail"
+
+
 def test_a_forward_that_requires_labels_fails_16(ask: Ask) -> None:
     class Requires(Around):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:

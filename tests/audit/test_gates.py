@@ -1,5 +1,6 @@
 """Checks 25 and 26: masked attacks and gates whose answer is known, and a class-gated network."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from aal_bench.audit.checks.gates import gate_pinning, mask_honesty
 from aal_bench.audit.subject import Claim, Claims
 from aal_bench.audit.table import QUICK
 from aal_bench.data import digits
+from tests.audit.models import Mean, grey
 
 SMALL = QUICK._replace(steps=20, restarts=1)
 N = 80
@@ -69,6 +71,37 @@ def test_a_claimed_attack_within_a_quarter_of_eps_makes_the_number_unreliable(su
     assert outcome.severity is None
     assert outcome.value == pytest.approx(left(EPS / 4) - left(EPS), abs=1e-4)
     assert "pgd-10" in outcome.sentence
+
+
+@pytest.mark.parametrize("stage", ["pgd-10", "cw-inf-30", "apgd-ce", "bf16-apgd-t", "adaptive"])
+def test_an_iterated_claim_is_held_against_pgd_of_as_many_steps(subject, stage):
+    # Small steps: FGSM jumps over the boundary's other side, ten steps stop where it is wrong.
+    x, y = grey()
+    model = Mean(lambda d: (d.abs() / EPS - 0.5).abs() - 0.25)
+    everything = Claims(stages=(Claim(stage, np.ones(100, bool), np.ones(100, bool)),))
+    fields = {"classes": 2, "step": EPS / 10, "claims": everything}
+    outcome = mask_honesty(Bank(subject(model, x + 0.1 * EPS, y, **fields), SMALL))
+    assert outcome.measured[f"{stage} above fgsm"] == 0
+    assert (outcome.verdict, outcome.severity) == ("fail", None)
+    assert "weaker than its name says" in outcome.sentence
+
+
+def test_pgd_that_returns_its_last_iterate_is_honest_where_an_earlier_one_fooled(subject):
+    # A constant step passes through the hole and lands beyond it.
+    x, y = grey()
+    model = Mean(lambda d: (d.abs() / EPS - 0.5).abs() - 0.25 + 0 * d)
+    made = subject(model, x + 0.1 * EPS, y, classes=2, step=0.9 * EPS)
+    own = Bank(made, SMALL).pgd()
+    assert not torch.equal(own.at(10), own.stands)
+    last = Claims(stages=(Claim("pgd-10", own.at(10).numpy(), np.ones(100, bool)),))
+    outcome = mask_honesty(Bank(replace(made, claims=last), SMALL))
+    assert outcome.measured["pgd-10 above the audit's pgd-10"] == 0
+
+
+@pytest.mark.parametrize("stage", ["bf16-square", "bf16-fab-t"])
+def test_stages_without_gradient_ascent_are_no_claim_of_one(subject, stage):
+    bank = Bank(subject(TwoClasses(), *ramp(), claims=claimed(0.0, stage)), SMALL)
+    assert mask_honesty(bank).verdict == "not applicable"
 
 
 def test_an_attack_that_only_saw_survivors_is_judged_on_those(subject):

@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aal_bench.audit.bank import Bank
+from aal_bench.audit.accounts import NoGradient
+from aal_bench.audit.bank import Bank, raise_if_broken
 from aal_bench.audit.checks.gradients import autograd_complete, gradients_exist
+from aal_bench.audit.examine import examine, finite
+from aal_bench.audit.outcome import Outcome
+from aal_bench.audit.record import Finding
 from aal_bench.audit.slopes import in_float64, slopes_of
-from aal_bench.audit.table import QUICK
+from aal_bench.audit.table import BY_NUMBER, QUICK
 from tests.audit.conftest import MakeSubject
 from tests.audit.models import (
     Around,
@@ -138,7 +142,7 @@ def test_a_gradient_that_is_not_finite_fails_11(subject: MakeSubject) -> None:
 
 def test_finite_differences_are_taken_in_float64_where_the_model_can(bank: Any) -> None:
     made = bank(trained())
-    assert in_float64(made, made.subject.parts[0])[1].dtype == torch.float64
+    assert in_float64(made, made.subject.parts[0])[1].x.dtype == torch.float64
 
 
 def test_a_model_that_insists_on_float32_is_judged_in_float32(bank: Any) -> None:
@@ -147,7 +151,7 @@ def test_a_model_that_insists_on_float32_is_judged_in_float32(bank: Any) -> None
             return self.base(x.float())
 
     made = bank(Insists(base=trained()))
-    assert in_float64(made, made.subject.parts[0])[1].dtype == torch.float32
+    assert in_float64(made, made.subject.parts[0])[1].x.dtype == torch.float32
     assert autograd_complete(made).verdict == "pass"
 
 
@@ -162,3 +166,42 @@ def test_a_network_without_biases_on_black_pixels_passes_12(bank: Any) -> None:
         nn.Linear(12 * 64, 10, bias=False),
     )
     assert autograd_complete(bank(model)).verdict == "pass"
+
+
+class RaisesOffTheData(Around):
+    """Answers images whose pixels are multiples of 1/16, as the digits are, and no others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(((16 * x - (16 * x).round()).abs() > 1e-3).any()):
+            raise RuntimeError("index out of range")
+        return self.base(x)
+
+
+class NaNOffTheData(Around):
+    """NaN logits where a pixel is no multiple of 1/16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = ((16 * x - (16 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        return self.base(x).masked_fill(off[:, None], torch.nan)
+
+
+@pytest.mark.parametrize("kind", [RaisesOffTheData, NaNOffTheData])
+def test_a_model_that_breaks_under_attack_is_no_robust_one(kind, subject) -> None:
+    x, y = some_digits(40)
+    made = subject(kind(base=trained()), (16 * x).round() / 16, y, classes=10)
+    found, _ = examine(made, QUICK._replace(steps=20), checks=[BY_NUMBER[n] for n in (1, 5, 11)])
+    assert "fail" in {check.verdict for check in found.checks}
+    assert all(check.verdict != "not decided" for check in found.checks)
+
+
+def test_a_broken_chain_is_told_from_any_other_error() -> None:
+    with pytest.raises(NoGradient):
+        raise_if_broken(RuntimeError("element 0 of tensors does not require grad"))
+    raise_if_broken(RuntimeError("CUDA error: an illegal memory access"))  # raises nothing
+
+
+def test_nan_figures_of_a_pass_are_a_failure_and_are_spelt_in_the_record() -> None:
+    judged = finite(Outcome("pass", "Fine.", value=float("nan"), measured={"a": float("inf")}))
+    assert judged.verdict == "fail"
+    written = Finding.of(BY_NUMBER[18], judged)
+    assert (written.value, written.measured) == ("not finite (nan)", {})

@@ -51,6 +51,26 @@ def test_the_same_gap_of_a_network_trained_without_attack_is_a_warning(
     assert (fgsm.verdict, fgsm.severity) == ("fail", None)
 
 
+def test_a_gap_of_a_network_of_which_nothing_is_claimed_and_that_one_step_breaks_is_a_warning(
+    subject: MakeSubject,
+) -> None:
+    x, y = grey()
+    # Forty images stand against one step alone; sixty against nothing.
+    shifts = torch.where(torch.arange(100) < 60, 0.2, 0.1)[:, None, None, None] * EPS
+
+    def profile(d: Tensor) -> Tensor:
+        return torch.where(d.detach() > 1.15 * EPS, -0 * d - 1, hole(d))
+
+    fields = {"classes": 2, "step": EPS / 10, "method": "unknown"}
+    found = catastrophic_overfitting(Bank(subject(Mean(profile), x + shifts, y, **fields), BUDGET))
+    assert found.measured["fgsm"] == 0.4
+    assert (found.verdict, found.severity) == ("fail", "warning")
+    assert "nothing is claimed" in found.sentence
+    claimed = Claims(robust=0.4)
+    bank = Bank(subject(Mean(profile), x + shifts, y, **fields, claims=claimed), BUDGET)
+    assert catastrophic_overfitting(bank).severity is None
+
+
 def test_a_gap_beside_which_iterated_attacks_leave_half_is_a_warning(
     subject: MakeSubject,
 ) -> None:

@@ -42,8 +42,14 @@ def test_a_significant_difference_within_the_limit_passes() -> None:
     assert judge_difference(21, 0, 1000, 0.02) == "fail"
 
 
-def test_a_difference_beyond_the_limit_that_chance_explains_passes() -> None:
-    assert judge_difference(60, 50, 1000, 0.005) == "pass"  # 1 point, but 60 to 50
+def test_a_difference_beyond_the_limit_that_chance_explains_is_not_decided() -> None:
+    assert judge_difference(60, 50, 1000, 0.005) == "not decided"  # 1 point, but 60 to 50
+    assert judge_share(4, 100, 0.01) == "not decided"
+
+
+def test_one_or_two_images_are_no_finding_either_way() -> None:
+    assert judge_difference(2, 0, 100, 0.005) == "pass"
+    assert judge_share(2, 100, 0.01) == "pass"
 
 
 def test_too_few_images_decide_nothing_even_if_all_of_them_speak_against_the_model() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aal_bench.audit.bank import BATCH, Bank, Loss
+from aal_bench.audit.bank import Bank, Loss
 from aal_bench.audit.branch import Branch
 from aal_bench.audit.outcome import Outcome, not_applicable, percent
 from aal_bench.audit.significance import judge_share
@@ -50,8 +50,9 @@ def transfer_weaker(bank: Bank) -> Outcome:
         )
     fallen = torch.zeros_like(standing)
     measured: dict[str, float] = {"standing": int(standing.sum())}
-    for name, network in surrogates:
-        broken = bank.once(f"transfer from {name}", lambda at=network: _broken(bank, at, standing))
+    for number, (name, network) in enumerate(surrogates):
+        key = f"transfer {number} from {name}"  # two may have one name
+        broken = bank.once(key, lambda at=network: _broken(bank, at, standing))
         measured[f"broken by {name}"] = int(broken.sum())
         fallen |= broken
     count = int(fallen.sum())
@@ -114,8 +115,9 @@ def random_noise_weaker(bank: Bank) -> Outcome:
 def _survive_noise(bank: Bank, chosen: Tensor) -> Tensor:
     """(n,) which of the `chosen` images stand at every point, half uniform, half corners."""
     eps, stood = bank.subject.eps, []
+    size = bank.subject.batch_size
     for part in Branch(bank, chosen).subject.parts:
-        for x, y in zip(part.x.split(BATCH), part.y.split(BATCH), strict=True):
+        for x, y in zip(part.x.split(size), part.y.split(size), strict=True):
             stands = torch.ones_like(y, dtype=torch.bool)
             with bank.counting(part.model), torch.no_grad():
                 for point in range(bank.budget.random_points):

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from aal_bench.audit.bank import Bank, NoGradient
-from aal_bench.audit.outcome import Outcome, not_applicable, percent, share
+from aal_bench.audit.outcome import Outcome, gravest, not_applicable, percent, share
 from aal_bench.audit.significance import ALPHA, Judged, judge_difference
 from aal_bench.audit.subject import Subject
 from aal_bench.evidence import NORM_DECIMALS
@@ -21,6 +21,20 @@ from aal_bench.threat import TOLERANCE, Violation, format_fraction, parse_fracti
 
 COMMON = ("cifar10", Fraction(8, 255))
 """Data set and eps of the rule with fixed numbers: it was drawn from RobustBench's rows there."""
+GENERATED = (
+    *(
+        "Bartoldson2024Adversarial",
+        "Chen2024Data",
+        "Cui2023Decoupled_WRN-28-10",
+        "Gowal2021Improving",
+    ),
+    *("Pang2022Robustness", "Peng2023Robust", "Rade2021Helper", "Rebuffi2021Fixing"),
+    *("Sehwag2021Proxy", "Wang2023Better", "Xu2023Exploring"),
+)
+"""Beginnings of entries that trained on generated images, which RobustBench flags as no extra data:
+a network that did without has no part in their numbers."""
+DECIMALS = 3
+"""Digits behind the point with which an eps can be a rounded k/255: 0.3 is no 77/255."""
 
 
 class _Stated(NamedTuple):
@@ -44,6 +58,9 @@ def plausibility(bank: Bank) -> Outcome:
             " data to compare with."
         )
     stated = _stated(bank)
+    chance = 1 / subject.classes + limits.chance_margin
+    if stated.robust <= chance:
+        return _no_robustness(stated, chance)
 
     def beyond(clean: float, robust: float) -> str | None:
         at_least = (limits.implausible_clean, limits.implausible_robust)
@@ -71,8 +88,19 @@ def plausibility(bank: Bank) -> Outcome:
     )
 
 
+def _no_robustness(stated: _Stated, chance: float) -> Outcome:
+    return Outcome(
+        "pass",
+        f"{percent(stated.robust)} robust, {stated.source}, are no more than guessing: there is no"
+        " robustness to be implausible.",
+        value=round(stated.robust, 4),
+        threshold=round(chance, 4),
+        measured={"clean": stated.clean, "robust": stated.robust},
+    )
+
+
 def _published(subject: Subject) -> list[Row]:
-    """RobustBench's rows of the same question that count: no extra data, no doubtful number."""
+    """RobustBench's rows of the same question that count: no extra or generated data, no doubt."""
     assert subject.dataset is not None
     return [
         row
@@ -80,6 +108,7 @@ def _published(subject: Subject) -> list[Row]:
         if row.eps
         and parse_fraction(row.eps) == subject.threat.eps
         and not row.additional_data
+        and not row.entry.startswith(GENERATED)
         and not row.unreliable
     ]
 
@@ -121,7 +150,7 @@ def budget(bank: Bank) -> Outcome:
     """
     subject = bank.subject
     faults: list[str] = []
-    near = rounded(subject.threat.eps, bank.thresholds.rounded_eps)
+    near = rounded(subject.threat.eps)
     if near is not None:
         eps = format_fraction(subject.threat.eps)
         faults.append(f"eps is {eps}, a rounded {near}/255, so the number compares with no other")
@@ -155,12 +184,27 @@ def budget(bank: Bank) -> Outcome:
     )
 
 
-def rounded(eps: Fraction, within: float) -> int | None:
-    """The k whose k/255 `eps` is a rounding of; None: it is some k/255, or near none."""
-    grey = round(eps * 255)
-    if grey < 1 or eps == Fraction(grey, 255):
+def rounded(eps: Fraction) -> int | None:
+    """The k whose k/255 `eps` is, rounded to the decimals that `eps` has; None: of none.
+
+    It takes three decimals at least. Fractions with a power of two below the line (1/8) are meant.
+    """
+    grey, decimals = round(eps * 255), _decimals(eps)
+    meant = eps.denominator & (eps.denominator - 1) == 0
+    if grey < 1 or meant or eps == Fraction(grey, 255) or decimals is None or decimals < DECIMALS:
         return None
-    return grey if abs(eps - Fraction(grey, 255)) < within else None
+    return grey if round(Fraction(grey, 255), decimals) == eps else None
+
+
+def _decimals(number: Fraction) -> int | None:
+    """Digits behind the point; None: they never end."""
+    twos = fives = 0
+    rest = number.denominator
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    return max(twos, fives) if rest == 1 else None
 
 
 def _own(bank: Bank) -> Violation | None:
@@ -214,7 +258,8 @@ def _worst(found: list[Violation]) -> Violation:
 def per_image_worst_case(bank: Bank) -> Outcome:
     """31: what is called robust is the share of images that survive every attack.
 
-    Not the least of the attacks' accuracies, which lets each image choose its mildest attack.
+    Not the least of the attacks' accuracies, which lets each image choose its mildest attack. And
+    what the claimed attacks leave together is not clearly more than the audit's own leave.
     """
     claims, limit = bank.subject.claims, bank.thresholds.reporting_gap
     if claims.robust is None or not (claims.stages or claims.evidence is not None):
@@ -230,11 +275,12 @@ def per_image_worst_case(bank: Bank) -> Outcome:
     n, left = len(stands), float(stands.mean())
     if verdict is None:
         verdict = judge_difference(round(claims.robust * n) - int(stands.sum()), 0, n, limit)
+    own = _against_own(bank)
     least = min(claims.per_stage.values(), default=None)
     told = ""
     if verdict == "fail" and least is not None and abs(least - claims.robust) < limit / 2:
         told = " The claim is the least of the attacks' accuracies instead."
-    return Outcome(
+    found = Outcome(
         verdict,
         f"Claimed are {percent(claims.robust)}; of {of}, {percent(left)} survive every claimed"
         f" attack.{told}",
@@ -242,6 +288,34 @@ def per_image_worst_case(bank: Bank) -> Outcome:
         threshold=limit,
         measured={"claimed": claims.robust, "and": left}
         | ({} if least is None else {"least": least}),
+    )
+    if own is None:
+        return found
+    lead = own if gravest(found.verdict, own.verdict) != found.verdict else found
+    return lead._replace(
+        sentence=f"{found.sentence} {own.sentence}", measured={**found.measured, **own.measured}
+    )
+
+
+def _against_own(bank: Bank) -> Outcome | None:
+    """What the claimed attacks leave of the audited images, beside what the audit's own leave."""
+    claims, n, limit = bank.subject.claims, bank.subject.size, bank.thresholds.masked_gap
+    if not claims.stages:
+        return None
+    try:
+        own = bank.survivors()
+    except NoGradient:
+        return None
+    stands = torch.from_numpy(np.logical_and.reduce([claim.ok for claim in claims.stages]))
+    stands &= bank.correct()
+    against, spoken = int((stands & ~own).sum()), int((own & ~stands).sum())
+    return Outcome(
+        judge_difference(against, spoken, n, limit),
+        f"Of the audited images the claimed attacks leave {percent(share(stands))}, the audit's own"
+        f" {percent(share(own))}.",
+        value=round((against - spoken) / n, 4),
+        threshold=limit,
+        measured={"claimed attacks": share(stands), "own attacks": share(own)},
     )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from aal_bench.audit.bank import Bank
+from aal_bench.audit.checks.radius import large_eps
 from aal_bench.audit.control import InPlace, beside, undefended
 from aal_bench.audit.episode_control import standing_in
-from aal_bench.audit.outcome import Outcome, not_applicable, percent, share
+from aal_bench.audit.outcome import Outcome, Verdict, not_applicable, percent, share
 from aal_bench.audit.significance import exceeds, judge_difference, judge_share
 
 
@@ -38,13 +39,33 @@ def undefended_control(bank: Bank) -> Outcome:
             f"{told}, too near to guessing for an attack on it to show anything.",
             measured=measured,
         )
+    told += f"; the audit's PGD leaves {left} of these"
+    verdict: Verdict = judge_share(left, n, limit)
+    if verdict == "fail":
+        eps = large_eps(bank)
+        far = int(
+            bank.once("undefended control far", lambda: _attacked_at(bank, control, eps)).sum()
+        )
+        told += f", and {far} where eps and step grow to {255 * eps:g}/255 together"
+        measured |= {"left at the large eps": far / n}
+        if judge_share(far, n, limit) != "fail":
+            verdict = "not decided"
+            told += ": on this task classes lie so far apart that even an undefended network stands"
     return Outcome(
-        judge_share(left, n, limit),
-        f"{told}; the audit's PGD leaves {left} of these.",
-        value=round(left / n, 4),
-        threshold=limit,
-        measured=measured,
+        verdict, f"{told}.", value=round(left / n, 4), threshold=limit, measured=measured
     )
+
+
+def _attacked_at(bank: Bank, control: nn.Module, eps: float) -> Tensor:
+    """(N,) correct after PGD at `eps`, of the control; the step grows in proportion.
+
+    So an attack whose step is wrong stays wrong.
+    """
+    other = beside(bank, lambda model: standing_in(control, model))
+    step = bank.subject.step * eps / bank.subject.eps
+    stands = other.correct() & other.run_pgd(eps, step, bank.budget.steps, keep=False).stands
+    bank.charge(other.spent)
+    return stands
 
 
 def _attacked(bank: Bank, control: nn.Module) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,9 @@ For attention gates (arXiv 2112.13989) and class gates (CAS, arXiv 2103.08307; A
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,12 +29,12 @@ from aal_bench.audit.significance import judge_difference, judge_share
 from aal_bench.audit.subject import Part
 from aal_bench.registry import ADAPTIVE
 
-NO_GRADIENT = ("clean", "square", "fab-t")
+NO_GRADIENT = ("clean", "square", "fab-t", "bf16-square", "bf16-fab-t")
 """Stages that are no gradient ascent within the ball: one step may well beat them on an image."""
 
 
 def mask_honesty(bank: Bank) -> Outcome:
-    """25: claimed attacks are no weaker than one step at full eps, and the gate masks nothing.
+    """25: claimed attacks are no weaker than the audit's own, and the gate masks nothing.
 
     The second part warns only: the claim that passes the first is about the full budget.
     """
@@ -55,36 +58,71 @@ def _attacks(bank: Bank) -> list[str]:
     return [c.stage for c in bank.subject.claims.stages if c.stage not in NO_GRADIENT]
 
 
+class _Against(NamedTuple):
+    """A claimed stage beside an attack of the audit that it ought to be no weaker than."""
+
+    stage: str
+    other: str
+    """``fgsm``, or the audit's own ``pgd-10``."""
+    gap: float
+    """Share of all images that the stage leaves and the other does not, less those the other way
+    round."""
+    verdict: Verdict
+
+    @property
+    def told(self) -> str:
+        """What a failure says."""
+        weaker = f"The claimed {self.stage} leaves {percent(self.gap)} of all images more than"
+        if self.other == "fgsm":
+            return f"{weaker} one step of the full eps, so the attack was masked."
+        return f"{weaker} {self.other}: it is weaker than its name says, or was masked."
+
+
 def _claims(bank: Bank) -> Outcome:
-    """Claimed stages against FGSM of the audit, where the stage attacked."""
-    limit, n = bank.thresholds.masked_gap, bank.subject.size
-    right, one_step = bank.correct(), bank.fgsm_correct()
-    gaps: dict[str, float] = {}
-    verdicts: dict[str, Verdict] = {}
+    """Claimed stages against FGSM and PGD of the audit, where the stage attacked."""
+    limit, n, right = bank.thresholds.masked_gap, bank.subject.size, bank.correct()
+    found: list[_Against] = []
     for claim in bank.subject.claims.stages:
         if claim.stage in NO_GRADIENT:
             continue
-        seen = right & torch.from_numpy(claim.attacked)
-        ok = torch.from_numpy(claim.ok)
-        against, spoken = seen & ok & ~one_step, seen & ~ok & one_step
-        gaps[claim.stage] = round(float(against.sum() - spoken.sum()) / n, 6)
-        verdicts[claim.stage] = judge_difference(int(against.sum()), int(spoken.sum()), n, limit)
-    failed = [stage for stage, verdict in verdicts.items() if verdict == "fail"]
-    worst = max(failed or list(gaps), key=lambda stage: gaps[stage])
+        seen, ok = right & torch.from_numpy(claim.attacked), torch.from_numpy(claim.ok)
+        for name, stands in _yardsticks(bank, claim.stage):
+            against, spoken = int((seen & ok & ~stands).sum()), int((seen & ~ok & stands).sum())
+            verdict: Verdict = judge_difference(against, spoken, n, limit)
+            found.append(_Against(claim.stage, name, round((against - spoken) / n, 6), verdict))
+    failed = [each for each in found if each.verdict == "fail"]
+    worst = max(failed or found, key=lambda each: each.gap)
+    told = "No claimed attack did significantly less than one step of the full eps, or than the"
+    told += " audit's PGD of as many steps."
     if failed:
-        told = (
-            f"The claimed {' and '.join(failed)} did less than one step of the full eps: {worst}"
-            f" leaves {percent(gaps[worst])} of all images more, so the attack was masked."
-        )
-    else:
-        told = "No claimed attack did significantly less than one step of the full eps."
+        stages = dict.fromkeys(each.stage for each in failed)
+        gravest_of = [max((f for f in failed if f.stage == s), key=lambda f: f.gap) for s in stages]
+        told = " ".join(each.told for each in gravest_of)
     return Outcome(
-        gravest(*verdicts.values()),
+        gravest(*(each.verdict for each in found)),
         told,
-        value=round(gaps[worst], 4),
+        value=round(worst.gap, 4),
         threshold=limit,
-        measured={f"{stage} above fgsm": gap for stage, gap in gaps.items()},
+        measured={f"{each.stage} above {each.other}": each.gap for each in found},
     )
+
+
+def _yardsticks(bank: Bank, stage: str) -> list[tuple[str, Tensor]]:
+    """(name, (N,) correct after it): attacks than which the claimed `stage` is no weaker.
+
+    Of an iterated stage PGD of as many steps, as far as the audit goes, on the same loss. Its last
+    iterate, which is what a plain PGD returns; any iterate would break more than an honest claim.
+    """
+    found = [("fgsm", bank.fgsm_correct())]
+    named = re.fullmatch(r"(pgd|cw-inf)-(\d+)", stage)
+    if named is not None:
+        steps = min(int(named[2]), bank.budget.steps)
+        run = bank.pgd(loss="ce" if named[1] == "pgd" else "margin")
+        found.append((f"the audit's {named[1]}-{steps}", run.at(steps)))
+    elif "apgd" in stage or stage == ADAPTIVE:
+        steps = bank.budget.steps
+        found.append((f"the audit's pgd-{steps}", bank.pgd().at(steps)))
+    return found
 
 
 def _masks(bank: Bank) -> Outcome:

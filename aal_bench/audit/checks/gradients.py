@@ -38,6 +38,11 @@ def gradients_exist(bank: Bank) -> Outcome:
             told.append(
                 f"{zero} of {int(right.sum())} correct images have a zero gradient under {name}"
             )
+    run = bank.pgd()
+    lost = int((right & ~run.finite).sum())
+    measured["pgd not finite"] = lost
+    if lost:
+        told.append(f"on {lost} images logits or gradients are not finite on PGD's way")
     sentence = "; ".join(told)
     return Outcome(
         "fail" if told else "pass",

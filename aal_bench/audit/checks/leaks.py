@@ -16,8 +16,9 @@ def catastrophic_overfitting(bank: Bank) -> Outcome:
     """21: FGSM is no harmless attack beside PGD, and training did not collapse.
 
     The gap alone is a warning where PGD-10 still leaves half of what FGSM leaves (training within a
-    mask does that), and where `standard` is known to have trained the network, which was never
-    meant to stand.
+    mask does that), and where the network was never meant to stand: `standard` is known to have
+    trained it, or nothing is claimed of it and FGSM takes over half of its accuracy. A collapsed
+    network keeps most of its accuracy under FGSM.
     """
     limits, n = bank.thresholds, bank.subject.size
     clean, answered = bank.correct(), bank.fgsm_correct()
@@ -37,15 +38,21 @@ def catastrophic_overfitting(bank: Bank) -> Outcome:
         sentence += f"; {collapse}"
     both = int((fgsm & pgd).sum())
     held = both >= limits.collapsed * int(fgsm.sum())
-    undefended = bank.subject.method == "standard" and bank.subject.claims.method_known
+    claims = bank.subject.claims
+    undefended = bank.subject.method == "standard" and claims.method_known
+    silent = not claims.stages and claims.robust is None
+    open_ = silent and int(fgsm.sum()) < limits.collapsed * int(clean.sum())
     severity: Severity | None = None
-    if (undefended or held) and gap == "fail" and above != "fail" and not collapse:
+    if (undefended or held or open_) and gap == "fail" and above != "fail" and not collapse:
         severity = "warning"
-        sentence += (
-            "; the network was trained without attack, so none of this is claimed robustness"
-            if undefended
-            else "; no collapse, but what FGSM leaves is no robustness"
-        )
+        if undefended:
+            sentence += "; the network was trained without attack, so none of this is claimed"
+            sentence += " robustness"
+        elif held:
+            sentence += "; no collapse, but what FGSM leaves is no robustness"
+        else:
+            sentence += "; nothing is claimed of the network, and one step breaks most of it: it"
+            sentence += " looks undefended, not collapsed"
     return Outcome(
         gravest(*verdicts),
         f"{sentence}.",

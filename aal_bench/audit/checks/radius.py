@@ -115,12 +115,13 @@ def _hammered(bank: Bank, eps: float) -> Tensor:
 def _hammer(bank: Bank, eps: float) -> Tensor:
     steps = bank.budget.large_steps
     left = bank.correct() & bank.pgd_at(eps, steps).stands
-    step = min(eps, max(eps / 10, bank.subject.step))
     for loss, restart in FURTHER:
         if not bool(left.any()):
             break
         left = left.clone()
-        left[left.clone()] = Branch(bank, left).run_pgd(eps, step, steps, loss, restart).stands
+        left[left.clone()] = (
+            Branch(bank, left).run_pgd(eps, bank.step_at(eps), steps, loss, restart).stands
+        )
     return left
 
 

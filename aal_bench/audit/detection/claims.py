@@ -17,7 +17,7 @@ def budget(bank: DetectorBank) -> Outcome:
     """27: eps is what it is called; the audit's images and the evidence's distances keep to it."""
     subject, threat = bank.subject, bank.subject.threat
     faults: list[str] = []
-    grey = rounded(threat.eps, bank.thresholds.rounded_eps)
+    grey = rounded(threat.eps)
     if grey is not None:
         faults.append(
             f"The task's eps is {format_fraction(threat.eps)}, a rounded {grey}/255, so the number"

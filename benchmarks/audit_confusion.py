@@ -130,7 +130,7 @@ def outside(folder: Path, seed: int) -> Wanted:
     return Wanted(target=copy, budget=QUICK)
 
 
-FULL_RUN = ("--method", "pgd", "--protocol", "fast")
+FULL_RUN = ("--method", "pgd", "--protocol", "clean,pgd-20")
 CASES = (
     Case("logits x 1e4", (11,), around("Saturated")),
     Case("rounded pixels", (11, 12), around("Quantised")),
@@ -139,13 +139,15 @@ CASES = (
     Case("softmax output", (14,), around("Softmax")),
     Case("optimises in forward", (15,), around("Optimising")),
     Case("uses labels", (16,), around("LabelDependent")),
-    Case("class gates (cas)", (26,), of_run("cas", "--method", "cas", "--protocol", "fast")),
+    Case(
+        "class gates (cas)", (26,), of_run("cas", "--method", "cas", "--protocol", "clean,pgd-20")
+    ),
     Case(
         "collapsed FGSM training",
         (21,),
         of_run(
             "collapsed",
-            *("--method", "fgsm", "--protocol", "fast"),
+            *("--method", "fgsm", "--protocol", "clean,pgd-20"),
             *(part for setting in COLLAPSING for part in ("--set", setting)),
         ),
     ),
@@ -153,7 +155,9 @@ CASES = (
     Case(
         "eps of 0.031",
         (27,),
-        of_run("rounded", "--method", "pgd", "--protocol", "fast", "--set", "threat.eps=0.031"),
+        of_run(
+            "rounded", "--method", "pgd", "--protocol", "clean,pgd-20", "--set", "threat.eps=0.031"
+        ),
     ),
     Case("adversarials outside the box", (27,), outside),
     Case("PGD-trained", (), of_run("pgd", *FULL_RUN)),

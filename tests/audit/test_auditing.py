@@ -13,6 +13,8 @@ from aal_bench.audit.checks.blackbox import transfer_weaker
 from aal_bench.audit.table import QUICK
 from aal_bench.auditing import Wanted, audit, names_of
 from aal_bench.config import Normalisation
+from aal_bench.data import digits
+from aal_bench.data.sources import Pixels
 from aal_bench.errors import UserError
 from aal_bench.models import weights
 from aal_bench.models.build import build
@@ -158,10 +160,9 @@ def test_junk_is_called_no_checkpoint(tmp_path: Path, junk: bytes):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, fitted without attack; a state dict."""
-    from aal_bench.data import digits
-
-    found = digits.read(16)
-    x, y = torch.from_numpy(found.train.images).float() / 255, torch.from_numpy(found.train.labels)
+    train = digits.read(16).train
+    assert isinstance(train, Pixels)
+    x, y = torch.from_numpy(train.images).float() / 255, torch.from_numpy(train.labels)
     model = network().train()
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     for rows in torch.arange(len(y)).repeat(4).split(64):

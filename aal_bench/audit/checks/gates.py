@@ -98,8 +98,9 @@ def _claims(bank: Bank) -> Outcome:
         stages = dict.fromkeys(each.stage for each in failed)
         gravest_of = [max((f for f in failed if f.stage == s), key=lambda f: f.gap) for s in stages]
         told = " ".join(each.told for each in gravest_of)
+    verdicts: list[Verdict] = [each.verdict for each in found]
     return Outcome(
-        gravest(*(each.verdict for each in found)),
+        gravest(*verdicts),
         told,
         value=round(worst.gap, 4),
         threshold=limit,

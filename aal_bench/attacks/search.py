@@ -32,25 +32,21 @@ from aal_bench.threat import TOLERANCE, Threat
 PLAIN = {"dtype": "float32", "memory_format": "contiguous", "compile": False}
 """The search on hardware without bfloat16 instructions, where it is the plain attack."""
 ERRORS = 3.0
-"""An image is in doubt up to so many standard deviations of the error of bfloat16 margins."""
-NORMAL = 1.4826
-"""Standard deviation of a normal error, in medians of its absolute value."""
+"""An image is in doubt up to so many times the root mean square error of bfloat16 margins."""
 
 
 class Searched(AutoAttackStage):
     """An attack of AutoAttack in bfloat16, confirmed in float32.
 
     With m16 and m32 the margin z_y - max_{k != y} z_k in either arithmetic, X all points within
-    the ball at which the search asked for an image's logits, x' what it returned for it, and
-    e = |m16(x') - m32(x')|, the attack runs again in float32 on the images with
+    the ball at which the search asked for an image's logits, and x' what it returned for it, the
+    attack runs again in float32 on the images with
 
-        argmax z32(x') = y  and  min_{x in X} m16(x) <= 3 max(e, 1.48 median_batch e).
+        argmax z32(x') = y  and  min_{x in X} m16(x) <= 3 sqrt(mean_batch (m16(x') - m32(x'))^2).
 
     These are the claims that do not hold, and the images that came so close that bfloat16 may have
-    missed their fall. A median, because a gate that chooses otherwise in bfloat16 puts a few
-    margins far off, and the rest of the batch is in no doubt for that. Cost beyond the attack
-    itself: one forward in either arithmetic for each image, and the attack once more for those in
-    doubt.
+    missed their fall. Cost beyond the attack itself: one forward in either arithmetic for each
+    image, and the attack once more for those in doubt.
     """
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -64,8 +60,7 @@ class Searched(AutoAttackStage):
                 reduced = margin(search(x_adv), y)
         with torch.no_grad():
             logits = counted(x_adv)
-        error = (reduced - margin(logits, y)).abs()
-        error = error.clamp_min(NORMAL * error.median())
+        error = (reduced - margin(logits, y)).square().mean().sqrt()
         standing = logits.argmax(1) == y
         doubtful = (standing & (search.closest <= ERRORS * error)).nonzero()[:, 0]
         if len(doubtful):

@@ -16,7 +16,7 @@ from aal_bench.record import Result
 NONE = "-"
 """What stands where there is nothing to say."""
 RULES = (
-    "Ranked by AutoAttack accuracy, or by the lower verified external value of an entry that has"
+    "Ranked by AutoAttack accuracy, or by the lower external value of an entry that has"
     " one: the mean over all seeds.",
     "A row with an external value is the AND of everything that was tried on it; a neighbour that"
     " nobody tried has AutoAttack alone: compare their levels too.",

@@ -12,6 +12,8 @@ from scipy.stats import binomtest
 
 ALPHA = 0.01
 """Level of every test, one-sided."""
+DOUBT = 0.1
+"""A figure beyond its threshold that chance explains less often than this is left open."""
 LEAST = 3
 """Images that it takes at least, however unlikely they are."""
 
@@ -24,24 +26,19 @@ def paired(against: int, n_for: int) -> bool:
     Exact one-sided sign test (McNemar): under the null hypothesis an image on which two attacks
     differ falls either way with probability 1/2.
     """
-    total = against + n_for
-    if against < LEAST:
-        return False
-    return bool(binomtest(against, total, 0.5, alternative="greater").pvalue <= ALPHA)
+    return against >= LEAST and _sign_test(against, n_for) <= ALPHA
 
 
 def exceeds(count: int, n: int, tolerated: float) -> bool:
     """Whether `count` of `n` images is more than a tolerated share explains, exactly."""
-    if count < LEAST or n == 0:
-        return False
-    return bool(binomtest(count, n, tolerated, alternative="greater").pvalue <= ALPHA)
+    return count >= LEAST and _excess(count, n, tolerated) <= ALPHA
 
 
 def judge_difference(against: int, n_for: int, n: int, limit: float) -> Judged:
     """Judge ``(against - n_for) / n > limit`` on `n` images that both saw.
 
-    Not decided: beyond the limit by too few images to be significant, or too few images at all. A
-    difference of one or two images is no finding either way, and passes.
+    Not decided: too few images for any finding, or beyond the limit by fewer than are significant
+    and by more than chance explains one time in ten. What chance explains oftener passes.
 
     Args:
         against: images that speak against the model: the stronger attack failed, the weaker not.
@@ -51,15 +48,27 @@ def judge_difference(against: int, n_for: int, n: int, limit: float) -> Judged:
     """
     if not paired(n, 0):  # not even all of them would be significant
         return "not decided"
-    if (against - n_for) / n <= limit or against - n_for < LEAST:
+    if (against - n_for) / n <= limit:
         return "pass"
-    return "fail" if paired(against, n_for) else "not decided"
+    if paired(against, n_for):
+        return "fail"
+    return "not decided" if _sign_test(against, n_for) <= DOUBT else "pass"
 
 
 def judge_share(count: int, n: int, limit: float) -> Judged:
     """Judge ``count / n > limit``, where nothing but an image against the model is counted."""
     if not exceeds(n, n, limit):
         return "not decided"
-    if count / n <= limit or count < LEAST:
+    if count / n <= limit:
         return "pass"
-    return "fail" if exceeds(count, n, limit) else "not decided"
+    if exceeds(count, n, limit):
+        return "fail"
+    return "not decided" if _excess(count, n, limit) <= DOUBT else "pass"
+
+
+def _sign_test(against: int, n_for: int) -> float:
+    return float(binomtest(against, against + n_for, 0.5, alternative="greater").pvalue)
+
+
+def _excess(count: int, n: int, tolerated: float) -> float:
+    return float(binomtest(count, n, tolerated, alternative="greater").pvalue)

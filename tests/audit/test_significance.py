@@ -42,13 +42,16 @@ def test_a_significant_difference_within_the_limit_passes() -> None:
     assert judge_difference(21, 0, 1000, 0.02) == "fail"
 
 
-def test_a_difference_beyond_the_limit_that_chance_explains_is_not_decided() -> None:
-    assert judge_difference(60, 50, 1000, 0.005) == "not decided"  # 1 point, but 60 to 50
+def test_a_difference_beyond_the_limit_that_chance_hardly_explains_is_not_decided() -> None:
+    assert judge_difference(6, 0, 20, 0.005) == "not decided"  # 1/64
+    assert judge_difference(4, 0, 100, 0.005) == "not decided"  # 1/16
     assert judge_share(4, 100, 0.01) == "not decided"
+    assert judge_share(2, 3, 0.002) == "not decided"  # significant, but of two images
 
 
-def test_one_or_two_images_are_no_finding_either_way() -> None:
-    assert judge_difference(2, 0, 100, 0.005) == "pass"
+def test_what_chance_explains_easily_is_no_finding_and_passes() -> None:
+    assert judge_difference(60, 50, 1000, 0.005) == "pass"  # 1 point, but 60 to 50
+    assert judge_difference(3, 0, 100, 0.005) == "pass"  # 1/8
     assert judge_share(2, 100, 0.01) == "pass"
 
 

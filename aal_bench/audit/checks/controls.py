@@ -84,15 +84,16 @@ def _attacked(bank: Bank, control: nn.Module) -> tuple[Tensor, Tensor]:
 def known_broken_control(bank: Bank) -> Outcome:
     """29: the audit's attacks are not fooled by logits so large that cross-entropy has no slope."""
     limits, n = bank.thresholds, bank.subject.size
-    own = bank.correct() & bank.pgd().stands & bank.pgd(loss="margin").stands
-    own &= bank.pgd(loss="dlr").stands
+    # Like with like: cross-entropy has no part in what is left of the copy.
+    own = bank.correct() & bank.pgd(loss="margin").stands & bank.pgd(loss="dlr").stands
     ce, both = bank.once("saturated control", lambda: _saturated(bank))
     against, spoken = int((both & ~own).sum()), int((own & ~both).sum())
     return Outcome(
         judge_difference(against, spoken, n, limits.saturated_gap),
         f"With the logits times {limits.saturation:g} PGD on cross-entropy alone leaves"
         f" {percent(share(ce))}; together with the margin and the scale-free loss it leaves"
-        f" {percent(share(both))}, and {percent(share(own))} with the logits as they are.",
+        f" {percent(share(both))}; these two leave {percent(share(own))} with the logits as they"
+        " are.",
         value=round((against - spoken) / n, 4),
         threshold=limits.saturated_gap,
         measured={"cross-entropy": share(ce), "all": share(both), "own": share(own)},

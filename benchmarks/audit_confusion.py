@@ -6,10 +6,10 @@ for each, so that a stopped table goes on where it was; every audit is the quick
 ``aal-bench audit --quick`` makes it, and its JSON stays in the folder. The faulty networks are
 those of ``tests/audit/models.py`` around the weights of a PGD-trained one.
 
-Measured on an AMD EPYC (one thread, other processes beside it), torch 2.15.0, seeds 0 to 4: 60 of 60
-bad models are flagged by the check named for them; of 15 good ones 1 is called unreliable, the bare
-PGD-trained network of seed 2, whose training without batch normalisation ended at chance (12 %,
-every gradient zero). Every one of the tasks' own PGD-trained networks and of the linear ones passes.
+Measured on an AMD EPYC (one thread, other processes beside it), torch 2.15.0, seeds 0 to 4: 60 of
+60 bad models are flagged by the check named for them; of 15 good ones 1 is called unreliable, the
+bare PGD-trained network of seed 2, whose training without batch normalisation ended at chance
+(12 %, every gradient zero). None of the task's own PGD-trained networks or of the linear ones is.
 An audit takes 16 to 97 s (medians). The JSON beside this file has every failed check; where the
 runs of seeds 0, 1 and 4 have AutoAttack's APGD beside PGD-20, nothing else differs.
 

@@ -20,8 +20,6 @@ from aal_bench.audit.accounts import Accounts, NoGradient
 from aal_bench.audit.subject import Part, Subject
 from aal_bench.audit.table import THRESHOLDS, Budget, Thresholds
 
-BROKEN = (RuntimeError, NotImplementedError)
-"""What autograd raises where it cannot differentiate."""
 BROKEN_CHAIN = (
     "does not require grad",
     "not have been used in the graph",
@@ -32,7 +30,7 @@ BROKEN_CHAIN = (
     "is a view and is being modified inplace",
     "Inference tensors",
 )
-"""By which words such an error is told from any other."""
+"""What autograd says where it cannot differentiate; any other RuntimeError is the model's own."""
 Loss = Literal["ce", "margin", "dlr"]
 """What an attack maximises: cross-entropy; max_{k != y} z_k - z_y; the latter, scale-free."""
 
@@ -272,7 +270,7 @@ def gradient_of(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     try:
         with attacking(model, bn="eval"):
             return input_gradient(lambda x_: loss_of(model(x_), y, loss).sum(), x)
-    except BROKEN as error:
+    except RuntimeError as error:
         raise_if_broken(error)
         raise
 
@@ -329,7 +327,7 @@ def _pgd(
                     g = torch.where(finite[:, None, None, None], g, 0)
                     moved = x_adv.detach() + step * g.sign()
                     x_adv = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
-    except BROKEN as error:
+    except RuntimeError as error:
         raise_if_broken(error)
         raise
     return torch.stack(losses, 1), torch.stack(correct, 1), finite, x_adv.detach(), first

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from aal_bench.aal.gradients import surfacing_sign
-from aal_bench.adapters.attack_stage import FAILURES
 from aal_bench.attacks.linf import attacking, input_gradient, uniform_start
-from aal_bench.audit.accounts import Accounts, NoGradient
+from aal_bench.audit.accounts import Accounts
+from aal_bench.audit.bank import raise_if_broken
 from aal_bench.audit.detection.subject import DetectionSubject
 from aal_bench.audit.table import THRESHOLDS, Budget, Thresholds
 
@@ -212,6 +212,6 @@ class DetectorBank(Accounts):
     def _guarded(self, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
-        except FAILURES as error:
-            reason = str(error).partition("\n")[0]
-            raise NoGradient(f"{type(error).__name__}: {reason}") from error
+        except RuntimeError as error:
+            raise_if_broken(error)
+            raise
